@@ -1,0 +1,85 @@
+"""Checkpoints for JAX training loops: best and latest, decided once, kept in every store.
+
+::
+
+    import ckpt_callbacks as cc
+
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint("runs/digits", save=cc.EveryNSteps(50),
+                           keep=cc.LatestN(2) | cc.BestN(2, "val_accuracy", mode="max")),
+    )
+    with callbacks.run(state) as run:
+        state = run.state
+        for step in range(run.next_step, 1001):
+            state, metrics = train_step(state, batch(step))
+            if step % 50 == 0:
+                run.on_eval(step, evaluate(state))
+            run.on_step(step, state, metrics)
+"""
+
+from ckpt_callbacks.callbacks import Callbacks, OrbaxCheckpoint, Run
+from ckpt_callbacks.errors import (
+    CheckpointNotFound,
+    CkptCallbacksError,
+    CkptCallbacksWarning,
+    ConfigError,
+    CorruptCheckpoint,
+    DirectoryLocked,
+    MissingExtra,
+    RecordError,
+    StateMismatch,
+    UsageError,
+)
+from ckpt_callbacks.events import (
+    Eval,
+    Event,
+    Evicted,
+    MirrorFailed,
+    Mirrored,
+    Promoted,
+    RunEnded,
+    RunStarted,
+    Saved,
+    SaveFailed,
+    Step,
+)
+from ckpt_callbacks.hookspecs import hookimpl
+from ckpt_callbacks.report import Summary
+from ckpt_callbacks.restore import restore
+from ckpt_callbacks.retention import BestN, KeepPolicy, LatestN
+from ckpt_callbacks.schedule import EveryNSteps, SavePolicy
+
+__all__ = [
+    "BestN",
+    "Callbacks",
+    "CheckpointNotFound",
+    "CkptCallbacksError",
+    "CkptCallbacksWarning",
+    "ConfigError",
+    "CorruptCheckpoint",
+    "DirectoryLocked",
+    "Eval",
+    "Event",
+    "EveryNSteps",
+    "Evicted",
+    "KeepPolicy",
+    "LatestN",
+    "MirrorFailed",
+    "Mirrored",
+    "MissingExtra",
+    "OrbaxCheckpoint",
+    "Promoted",
+    "RecordError",
+    "Run",
+    "RunEnded",
+    "RunStarted",
+    "SaveFailed",
+    "SavePolicy",
+    "Saved",
+    "StateMismatch",
+    "Step",
+    "Summary",
+    "UsageError",
+    "hookimpl",
+    "restore",
+]

@@ -1,0 +1,307 @@
+"""What a training loop holds: `Callbacks`, and the `Run` it opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from ckpt_callbacks.adapters import capture
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.engine import Engine
+from ckpt_callbacks.errors import CkptCallbacksWarning, ConfigError, UsageError
+from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
+from ckpt_callbacks.hooks import NEVER, Hooks
+from ckpt_callbacks.metrics import host_floats
+from ckpt_callbacks.report import Summary, summarize
+from ckpt_callbacks.restore import read
+from ckpt_callbacks.retention import BestN, KeepPolicy, leaves
+from ckpt_callbacks.schedule import SavePolicy
+from ckpt_callbacks.stores import Store
+
+__all__ = ["Callbacks", "OrbaxCheckpoint", "Run"]
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class OrbaxCheckpoint:
+    """Checkpoints of a run, in a directory that Orbax's own readers can open.
+
+    Args:
+        directory: the run directory. It is created if need be and used by one run at a time.
+        save: when to save, such as `EveryNSteps(50)`.
+        keep: what to keep, such as `LatestN(2) | BestN(2, "val_accuracy", mode="max")`;
+            it holds for every store.
+
+    Raises:
+        ConfigError: a policy is not one.
+    """
+
+    directory: str | os.PathLike[str]
+    save: SavePolicy
+    keep: KeepPolicy
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.save, "next_due", None)):
+            raise ConfigError(
+                f"OrbaxCheckpoint: save must be a save policy such as EveryNSteps(50), "
+                f"not {self.save!r}"
+            )
+        if not isinstance(self.keep, KeepPolicy):
+            raise ConfigError(
+                f"OrbaxCheckpoint: keep must be a keep policy such as LatestN(2), "
+                f"not {self.keep!r}"
+            )
+
+
+class Callbacks:
+    """The plugins of a training loop: checkpoints, trackers, and listeners of your own.
+
+    Args:
+        plugins: at most one `OrbaxCheckpoint`, any trackers, and any objects with methods
+            marked `@hookimpl`. None at all is fine: the loop then runs as if nothing were there.
+        drain_limit: seconds to wait at the end of a run for what trackers still have to get.
+
+    Raises:
+        ConfigError: a plugin is no plugin, misspells a hook, or lacks what it needs.
+    """
+
+    def __init__(self, *plugins: object, drain_limit: float = 60.0) -> None:
+        checkpoints = [p for p in plugins if isinstance(p, OrbaxCheckpoint)]
+        self._stores = [p for p in plugins if isinstance(p, Store)]
+        if len(checkpoints) > 1:
+            raise ConfigError("Callbacks: give one OrbaxCheckpoint; policies are joined with |")
+        if self._stores and not checkpoints:
+            raise ConfigError(
+                f"Callbacks: {self._stores[0].title} mirrors a run directory, "
+                "so an OrbaxCheckpoint must be given too"
+            )
+        names = [s.name for s in self._stores]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ConfigError(f"Callbacks: two stores have the name {', '.join(twice)}")
+        self._checkpoint = checkpoints[0] if checkpoints else None
+        self._plugins = [p for p in plugins if not isinstance(p, OrbaxCheckpoint)]
+        self._drain_limit = drain_limit
+        # Registering checks every hook, now rather than when the first one is called.
+        if idle := [p for p in self._plugins if not isinstance(p, Store) and not _has_hooks(p)]:
+            raise ConfigError(
+                f"Callbacks: {idle[0]!r} is no plugin: it has no method marked "
+                "@ckpt_callbacks.hookimpl, and is neither an OrbaxCheckpoint nor a store"
+            )
+        Hooks(self._plugins)
+
+    def run(self, state: S, *, config: Mapping[str, Any] | None = None) -> Run[S]:
+        """Return a run, to be used in a `with` statement.
+
+        It goes on from the newest complete checkpoint in the directory, if there is one.
+
+        Args:
+            state: what is to be saved, and the template for what is restored.
+            config: hyper-parameters for the trackers; JSON values.
+
+        Raises:
+            ConfigError: `config` is not JSON.
+        """
+        try:
+            json.dumps(dict(config or {}))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"run: config must hold JSON values only: {error}") from error
+        return Run(
+            state,
+            dict(config or {}),
+            self._checkpoint,
+            self._stores,
+            Hooks(self._plugins),
+            self._drain_limit,
+        )
+
+
+class Run(Generic[S]):
+    """One pass through a training loop; made by `Callbacks.run`."""
+
+    def __init__(
+        self,
+        state: S,
+        config: Mapping[str, Any],
+        checkpoint: OrbaxCheckpoint | None,
+        stores: list[Store],
+        hooks: Hooks,
+        drain_limit: float,
+    ) -> None:
+        self._state: S = state
+        self._config = config
+        self._checkpoint = checkpoint
+        self._stores = stores
+        self._hooks = hooks
+        self._drain_limit = drain_limit
+        self._engine: Engine | None = None
+        self._restored = True
+        self._log: Callable[[tuple[int, Mapping[str, Any]]], object] = _drop
+        self._evaluated: dict[int, dict[str, float]] = {}
+        # An evaluation may come from another thread, just while its step is being saved.
+        self._evaluating = threading.RLock()
+        self._warned = False
+        self._newest = -1
+        self._next_save = self._next_hook = NEVER
+        self._gate = -1  # the first `on_step` always takes the slow way
+        self.next_step = 0
+        """First step that the loop should take: 0, or the one after the restored checkpoint."""
+
+    def __enter__(self) -> Run[S]:
+        if self._checkpoint:
+            capture(self._state)  # what cannot be saved is known before the first step
+            directory = RunDirectory(self._checkpoint.directory)
+            self._engine = engine = Engine(
+                directory, self._checkpoint.keep, self._stores, self._config, self._hooks
+            )
+            if engine.resumed:
+                self._restored = False
+                self.next_step = engine.resumed.step + 1
+            self._log = engine.log
+        resumed = self.next_step - 1 if self.next_step else None
+        self._hooks.emit(RunStarted(self._directory, resumed, self.next_step))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        status = "finished"
+        if kind is not None:
+            status = "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
+        engine = self._engine
+        unsent = engine.close(status, self._drain_limit) if engine else {}
+        self._gate = -1
+        self._engine = None
+        self._hooks.emit(RunEnded(status, unsent))
+
+    @property
+    def _directory(self) -> Path | None:
+        return RunDirectory(self._checkpoint.directory).root if self._checkpoint else None
+
+    @property
+    def state(self) -> S:
+        """The state to train: as given, or with the values of the newest checkpoint.
+
+        Restored on the first read. Flax NNX objects are changed in place; all else is new.
+
+        Raises:
+            StateMismatch: the checkpoint has other leaves or shapes than the state given.
+            CorruptCheckpoint: a file is damaged.
+        """
+        if not self._restored and self._engine and (record := self._engine.resumed):
+            path = self._engine.directory.path(record.step)
+            self._state = read(path, self._state, files=record.files)
+            self._restored = True
+        return self._state
+
+    def on_step(self, step: int, state: S, metrics: Mapping[str, Any] | None = None) -> None:
+        """Tell that the loop finished `step` and that `state` is the result.
+
+        With nothing due this is one comparison and one append.
+
+        Args:
+            step: from `next_step` on, ascending.
+            state: may be donated or changed as soon as this returns.
+            metrics: numbers or scalars on the device, which are read later, off this thread.
+
+        Raises:
+            UsageError: the run was resumed, but its state never read, or `step` is one
+                that it already has.
+        """
+        if metrics is not None:
+            self._log((step, dict(metrics)))
+        if step >= self._gate:
+            self._due(step, state, metrics or {})
+
+    def on_eval(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Tell how good the state of `step` is. Call it before `on_step(step, …)`.
+
+        It may also come later: then the checkpoints are ranked again.
+
+        Args:
+            step: the step that was measured.
+            metrics: numbers; scalars on the device are waited for.
+        """
+        values = host_floats(metrics)
+        self._hooks.emit(Eval(step, values))
+        if self._engine:
+            self._log((step, values))
+            with self._evaluating:
+                if not self._engine.ledger.measured(step, values):
+                    self._evaluated.setdefault(step, {}).update(values)
+
+    def summary(self) -> Summary:
+        """Return what is kept, why and where; print it for a table."""
+        if self._directory is None:
+            return Summary([], [], [])
+        return summarize(self._directory, [f"{s.title}: {s.hint()}" for s in self._stores])
+
+    def _due(self, step: int, state: S, metrics: Mapping[str, Any]) -> None:
+        """Do what is due at `step`, and find out when the next thing is."""
+        if self._gate < 0:
+            self._first_step(step)
+        if step >= self._next_save and self._checkpoint and self._engine:
+            with self._evaluating:
+                evaluated = self._evaluated.pop(step, {})
+                self._check_metrics(step, evaluated, metrics)
+                self._engine.save(step, state, evaluated, metrics)
+                # Evaluations of steps that passed without a save rank nothing.
+                self._evaluated = {s: m for s, m in self._evaluated.items() if s > step}
+            self._next_save = self._checkpoint.save.next_due(step)
+        if step >= self._next_hook:
+            self._next_hook = self._hooks.step(Step(step, state, metrics))
+        self._gate = min(self._next_save, self._next_hook)
+
+    def _first_step(self, step: int) -> None:
+        if self._checkpoint and not self._engine:
+            raise UsageError("on_step was called outside of the with statement of its run")
+        if not self._restored:
+            raise UsageError(
+                f"this run resumed from step {self.next_step - 1}, but run.state was never read, "
+                "so the loop would train fresh weights: start with `state = run.state`"
+            )
+        if step < self.next_step:
+            raise UsageError(
+                f"this run resumed from step {self.next_step - 1}, but the loop took step {step}: "
+                f"start it at run.next_step, which is {self.next_step}"
+            )
+        self._next_hook = self._hooks.first_step(step)
+        if self._checkpoint:
+            last = self.next_step - 1 if self.next_step else None
+            self._next_save = self._checkpoint.save.next_due(last)
+
+    def _check_metrics(
+        self, step: int, evaluated: Mapping[str, float], metrics: Mapping[str, Any]
+    ) -> None:
+        """Warn once when an evaluation lacks what the policy ranks by."""
+        if not evaluated or self._warned or self._checkpoint is None:
+            return
+        seen = {*evaluated, *metrics}
+        wanted = {p.metric for p in leaves(self._checkpoint.keep) if isinstance(p, BestN)}
+        if missing := wanted - seen:
+            self._warned = True
+            warnings.warn(
+                f"the evaluation of step {step} has no {', '.join(sorted(missing))}, which "
+                f"{self._checkpoint.keep} ranks by, so it can not be best; "
+                f"the metrics were {', '.join(sorted(seen))}",
+                CkptCallbacksWarning,
+                stacklevel=4,
+            )
+
+
+def _drop(point: tuple[int, Mapping[str, Any]]) -> None:
+    """Take metrics where there is no directory to keep them."""
+
+
+def _has_hooks(plugin: object) -> bool:
+    return any(name.startswith("on_") for name in dir(type(plugin)))

@@ -1,0 +1,202 @@
+"""The run directory: where things are, who owns it, and how its small files change.
+
+::
+
+    <root>/<step>/                      checkpoints, as Orbax writes them
+    <root>/.ckpt_callbacks/run.json     the run as a whole
+                          /records/     one small file a checkpoint
+                          /trash/       evicted checkpoints on their way out
+                          /stores/      a folder for each store
+                          /metrics.jsonl, metrics.json    metrics not yet sent everywhere
+                          /lock, owner.json               who owns the directory
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ckpt_callbacks.errors import ConfigError, DirectoryLocked, RecordError
+from ckpt_callbacks.manifest import fsync
+from ckpt_callbacks.record import (
+    Record,
+    RunFile,
+    record_from_json,
+    record_to_json,
+    run_from_json,
+    run_to_json,
+)
+
+if sys.platform == "win32":
+    raise ConfigError("ckpt_callbacks needs POSIX file locks and hard links: use Linux or macOS")
+import fcntl
+
+__all__ = ["RunDirectory", "replace_text"]
+
+ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+"""Suffix of the folder that Orbax writes before it commits by renaming."""
+
+_owned: set[Path] = set()
+_owned_mutex = threading.Lock()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file at once and durably: after a crash it has the old content or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync(path.parent)
+
+
+class RunDirectory:
+    """One run directory. Reading needs no lock; whoever writes calls `acquire` first."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        # Orbax wants absolute paths, and the loop may change its working directory.
+        self.root = Path(root).absolute()
+        self.meta = self.root / ".ckpt_callbacks"
+        self.records = self.meta / "records"
+        self.trash = self.meta / "trash"
+        self._lock: IO[str] | None = None
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of `step` is or will be."""
+        return self.root / str(step)
+
+    def scratch(self, store: str) -> Path:
+        """Return the folder that belongs to a store."""
+        folder = self.meta / "stores" / store
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # Ownership
+
+    def acquire(self) -> None:
+        """Create the directory if need be and become its owner.
+
+        Raises:
+            ConfigError: it cannot be written.
+            DirectoryLocked: another process, or another run in this one, owns it.
+        """
+        try:
+            for folder in (self.records, self.trash):
+                folder.mkdir(parents=True, exist_ok=True)
+            # Opened once and never elsewhere: closing any handle to the file drops the lock.
+            # A record lock, because a plain flock survives in forked children.
+            lock = (self.meta / "lock").open("a")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to the run directory {self.root}: {error.strerror}; "
+                "choose another directory, or change its permissions"
+            ) from error
+        real = self.root.resolve()
+        with _owned_mutex:
+            try:
+                if real in _owned:  # record locks do not exclude within one process
+                    raise DirectoryLocked(f"{self.root} is in use by another run of this process")
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.close()
+                raise DirectoryLocked(
+                    f"{self.root} is in use by {self._owner()}: wait until it ends, "
+                    "or choose another directory"
+                ) from error
+            except DirectoryLocked:
+                lock.close()
+                raise
+            _owned.add(real)
+        self._lock = lock
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        replace_text(self.meta / "owner.json", json.dumps(me))
+
+    def release(self) -> None:
+        """Give up ownership."""
+        if self._lock is not None:
+            with _owned_mutex:
+                _owned.discard(self.root.resolve())
+            self._lock.close()
+            self._lock = None
+
+    def _owner(self) -> str:
+        try:
+            owner = json.loads((self.meta / "owner.json").read_text())
+            since = time.strftime("%F %T", time.localtime(owner["since"]))
+            return f"process {owner['pid']} on {owner['host']} (since {since})"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    # Records
+
+    def read_run(self) -> RunFile | None:
+        """Return the content of `run.json`, or `None` where no run ever started."""
+        path = self.meta / "run.json"
+        try:
+            return run_from_json(path.read_text(encoding="utf-8"), str(path))
+        except FileNotFoundError:
+            return None
+
+    def write_run(self, run: RunFile) -> None:
+        """Replace `run.json`."""
+        replace_text(self.meta / "run.json", run_to_json(run))
+
+    def read_records(self) -> dict[int, Record]:
+        """Return all records by step, in order.
+
+        Raises:
+            RecordError: one is damaged, of a newer format, or not the one its name says.
+        """
+        records: dict[int, Record] = {}
+        for path in self.records.glob("[0-9]*.json"):
+            record = record_from_json(path.read_text(encoding="utf-8"), str(path))
+            if path.stem != str(record.step):
+                raise RecordError(f"{path} is the record of step {record.step}")
+            records[record.step] = record
+        return dict(sorted(records.items()))
+
+    def write_record(self, record: Record) -> None:
+        """Replace the record of a step."""
+        replace_text(self.records / f"{record.step}.json", record_to_json(record))
+
+    def remove_record(self, step: int) -> None:
+        """Forget a step."""
+        (self.records / f"{step}.json").unlink(missing_ok=True)
+
+    # Checkpoint folders
+
+    def is_committed(self, step: int) -> bool:
+        """Return whether Orbax has committed the step: it renames the folder when all is there."""
+        return (self.path(step) / "_CHECKPOINT_METADATA").is_file()
+
+    def remove_uncommitted(self, step: int) -> None:
+        """Remove what a save that did not commit left behind."""
+        leftover = self.root / f"{step}{ORBAX_TEMPORARY}"
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+
+    def to_trash(self, step: int) -> None:
+        """Take a checkpoint out of the listing at once, by a rename."""
+        path = self.path(step)
+        if path.is_symlink() or not path.exists():
+            return
+        # A name of its own, since the step may have been saved, evicted and saved again.
+        path.rename(self.trash / f"{step}-{time.time_ns()}")
+        fsync(self.root)
+
+    def empty_trash(self) -> None:
+        """Free the bytes of evicted checkpoints."""
+        for path in self._trashed():
+            shutil.rmtree(path)
+
+    def _trashed(self) -> Iterator[Path]:
+        yield from self.trash.iterdir()

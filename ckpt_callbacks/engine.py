@@ -1,0 +1,144 @@
+"""All that runs behind the loop for one run directory, wired together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.hooks import Hooks
+from ckpt_callbacks.ledger import Ledger
+from ckpt_callbacks.manifest import seal
+from ckpt_callbacks.metrics import MetricBuffer, MetricLog
+from ckpt_callbacks.record import Record
+from ckpt_callbacks.retention import KeepPolicy
+from ckpt_callbacks.saver import Saver
+from ckpt_callbacks.stores import RunInfo, Store, Tracker
+from ckpt_callbacks.worker import Worker
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger("ckpt_callbacks")
+
+
+class Engine:
+    """Owns the directory, its ledger, the saver, and one worker a store.
+
+    Raises:
+        ConfigError: the directory cannot be written, or holds foreign checkpoints.
+        DirectoryLocked: somebody else owns it.
+        RecordError: what is in it cannot be read.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        keep: KeepPolicy,
+        stores: Sequence[Store],
+        config: Mapping[str, Any],
+        hooks: Hooks,
+    ) -> None:
+        self.directory = directory
+        self._workers: list[Worker] = []
+        self._saver: Saver | None = None
+        directory.acquire()
+        try:
+            self.ledger = Ledger(directory, keep, self._wake)
+            _recover(self.ledger)
+        except BaseException:
+            directory.release()
+            raise
+        self.resumed: Record | None = self.ledger.newest()
+        log = MetricLog(directory.meta, self.resumed.step if self.resumed else None)
+        self._saver = saver = Saver(self.ledger, hooks)
+        self._buffer = MetricBuffer(log, self._wake)
+        self._log = log
+        for store in stores:
+            info = RunInfo(
+                run_id=self.ledger.run_id,
+                name=directory.root.name,
+                config=config,
+                scratch=directory.scratch(store.name),
+                remembered=self.ledger.remembered(store.name),
+            )
+            self._workers.append(Worker(store, info, self.ledger, log, hooks))
+        self.save = saver.save
+        self.wait = saver.wait
+        self.log = self._buffer.append
+        self._wake()
+
+    def close(self, status: str, limit: float) -> dict[str, str]:
+        """Finish all work, waiting at most `limit` seconds for the stores.
+
+        Returns what each store still lacks, by name.
+        """
+        try:
+            self.wait()
+            self._buffer.close()
+            unsent = self._drain(status, limit)
+            if self._saver:
+                self._saver.close()
+            self._log.compact([w.store.name for w in self._workers if isinstance(w.store, Tracker)])
+        finally:
+            self.ledger.close()
+            self.directory.release()
+        return unsent
+
+    def _wake(self) -> None:
+        for worker in self._workers:
+            worker.wake()
+        if self._saver:
+            self._saver.wake()
+
+    def _drain(self, status: str, limit: float) -> dict[str, str]:
+        for worker in self._workers:
+            worker.finish(status)
+        deadline = time.monotonic() + limit
+        unsent: dict[str, str] = {}
+        for worker in self._workers:
+            if not worker.join(max(0.0, deadline - time.monotonic())):
+                unsent[worker.store.name] = worker.failure or "still busy"
+                logger.warning(
+                    "%s does not have everything after %.0f s (%s). It is kept in %s: "
+                    "the next run there sends it.",
+                    worker.store.title,
+                    limit,
+                    unsent[worker.store.name],
+                    self.directory.root,
+                )
+        return unsent
+
+
+def _recover(ledger: Ledger) -> None:
+    """Finish what an earlier process began, whatever the point where it stopped."""
+    directory = ledger.directory
+    for step, record in ledger.records().items():
+        committed = directory.is_committed(step)
+        if record.state == "saving" and committed:
+            ledger.completed(step, seal(directory.path(step)))
+        elif record.state == "saving":
+            directory.remove_uncommitted(step)
+            ledger.failed(step)
+        elif record.state == "evicting":
+            directory.to_trash(step)
+            ledger.evicted(step)
+        elif record.state == "complete" and not committed:
+            ledger.lost(step)
+            logger.warning(
+                "the checkpoint of step %d was removed from %s by somebody else", step, directory.root
+            )
+    directory.empty_trash()
+    foreign = sorted(
+        int(p.name)
+        for p in directory.root.iterdir()
+        if p.name.isdecimal() and (p / "_CHECKPOINT_METADATA").is_file()
+        and ledger.record(int(p.name)) is None
+    )
+    if foreign:
+        raise ConfigError(
+            f"{directory.root} holds checkpoints that were not saved by ckpt_callbacks "
+            f"(steps {', '.join(map(str, foreign))}): choose another directory"
+        )

@@ -1,0 +1,155 @@
+"""Typed calls to the plugins: the only module that deals with pluggy at run time.
+
+pluggy registers and validates. Its call path is flattened once: a call is a loop over bound
+methods, in pluggy's order. A hook that some plugin wraps goes through pluggy itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pluggy
+
+from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.events import Eval, Event, RunEnded, RunStarted, Step
+from ckpt_callbacks.hookspecs import EVERY, PROJECT, Specs
+
+__all__ = ["Hooks"]
+
+logger = logging.getLogger("ckpt_callbacks")
+NEVER = 1 << 62
+"""A step that no loop reaches."""
+
+_ON_THE_LOOP = (RunStarted, Eval, RunEnded)
+_NAMES = {name for name in vars(Specs) if name.startswith("on_")}
+
+
+class Hooks:
+    """The plugins of one run.
+
+    Raises:
+        ConfigError: a plugin has a hook that does not exist, one with a wrong signature,
+            or a method that looks like a hook and is not marked.
+    """
+
+    def __init__(self, plugins: Iterable[object]) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(Specs)
+        for plugin in plugins:
+            _check_marked(plugin)
+            try:
+                self._manager.register(plugin)
+                self._manager.check_pending()
+            except (pluggy.PluginValidationError, ValueError) as error:
+                raise ConfigError(_explain(plugin, error)) from error
+        self._calls = {name: self._flatten(name) for name in _NAMES}
+        self._steps = [[0, every, call] for every, call in self._step_calls()]
+        # One background event at a time, and reentrant: a hook may cause an event.
+        self._mutex = threading.RLock()
+
+    def emit(self, event: Event) -> None:
+        """Call the plugins that listen to this kind of event; what they raise is logged."""
+        calls = self._calls[_hook_name(type(event))]
+        if isinstance(event, _ON_THE_LOOP):  # these never wait for a slow background listener
+            for call in calls:
+                call(event)
+        elif calls:
+            with self._mutex:
+                for call in calls:
+                    call(event)
+
+    def first_step(self, step: int) -> int:
+        """Begin to count at `step`; return the first step that a plugin wants."""
+        for entry in self._steps:
+            entry[0] = step
+        return step if self._steps else NEVER
+
+    def step(self, event: Step) -> int:
+        """Call the plugins that want this step; return the next step that one wants."""
+        following = NEVER
+        for entry in self._steps:
+            due, every, call = entry
+            if event.step >= due:
+                entry[0] = due = (event.step // every + 1) * every
+                call(event)
+            following = min(following, due)
+        return following
+
+    def _step_calls(self) -> list[tuple[int, Callable[[Event], None]]]:
+        caller = self._manager.hook.on_step
+        impls = list(reversed(caller.get_hookimpls()))
+        if any(i.wrapper or i.hookwrapper for i in impls):
+            every = min(getattr(i.function, EVERY, 1) for i in impls)
+            return [(every, self._calls["on_step"][0])]
+        return [(getattr(i.function, EVERY, 1), _guard("on_step", i)) for i in impls]
+
+    def _flatten(self, name: str) -> list[Callable[[Event], None]]:
+        caller = getattr(self._manager.hook, name)
+        impls = list(reversed(caller.get_hookimpls()))
+        if any(i.wrapper or i.hookwrapper for i in impls):
+
+            def through_pluggy(event: Event) -> None:
+                try:
+                    caller(event=event)
+                except Exception:
+                    logger.exception("a plugin failed in %s", name)
+
+            return [through_pluggy]
+        return [_guard(name, impl) for impl in impls]
+
+
+def _guard(name: str, impl: Any) -> Callable[[Event], None]:
+    function, takes_event = impl.function, bool(impl.argnames)
+    who = _plugin_name(impl.plugin)
+
+    def call(event: Event) -> None:
+        try:
+            if takes_event:
+                function(event)
+            else:
+                function()
+        except Exception:
+            logger.exception("plugin %s failed in %s(%r)", who, name, type(event).__name__)
+
+    return call
+
+
+def _hook_name(kind: type[Event]) -> str:
+    name = _HOOK_NAMES.get(kind)
+    if name is None:
+        name = "on" + re.sub("([A-Z])", r"_\1", kind.__name__).lower()
+        _HOOK_NAMES[kind] = name
+    return name
+
+
+_HOOK_NAMES: dict[type[Event], str] = {}
+
+
+def _check_marked(plugin: object) -> None:
+    for name in dir(type(plugin)):
+        method = getattr(type(plugin), name)
+        if name.startswith("on_") and callable(method) and not hasattr(method, EVERY):
+            raise ConfigError(
+                f"plugin {_plugin_name(plugin)}: the method {name} is not marked with "
+                "@ckpt_callbacks.hookimpl, so it would never be called; mark it or rename it"
+            )
+
+
+def _explain(plugin: object, error: Exception) -> str:
+    who = _plugin_name(plugin)
+    unknown = re.search(r"unknown hook '(\w+)'", str(error))
+    if not unknown:
+        return f"plugin {who}: {error}"
+    close = difflib.get_close_matches(unknown[1], _NAMES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the hooks are {', '.join(sorted(_NAMES))}"
+    return f"plugin {who}: there is no hook {unknown[1]!r}; {hint}"
+
+
+def _plugin_name(plugin: object) -> str:
+    kind = plugin if isinstance(plugin, type) else type(plugin)
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,188 @@
+"""Metrics on their way from the loop to the trackers.
+
+The loop appends what it has, device arrays included, to a list. A background thread reads the
+values, a batch at a time, and appends them to a file; each tracker's worker reads on from where
+it stopped. So the loop never waits for the device or a server, and an outage or a kill
+loses nothing that has reached the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ckpt_callbacks.errors import CkptCallbacksWarning
+from ckpt_callbacks.stores import MetricPoint
+
+__all__ = ["MetricBuffer", "MetricLog", "host_floats"]
+
+INTERVAL = 0.25
+"""Seconds between two reads of the loop's metrics."""
+
+
+def host_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics as Python floats, waiting for the device where needed.
+
+    A value that is no number, or whose device buffer was donated away, is left out with a warning.
+    """
+    values: dict[str, float] = {}
+    for name, value in metrics.items():
+        try:
+            values[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            warnings.warn(
+                f"metric {name!r} is left out: {type(value).__qualname__} is no number "
+                f"that can be read ({str(error).splitlines()[0]})",
+                CkptCallbacksWarning,
+                stacklevel=2,
+            )
+    return values
+
+
+class MetricLog:
+    """The file of metrics that some tracker does not have yet.
+
+    Args:
+        folder: where `metrics.jsonl` and `metrics.json` (how far each tracker is) are kept.
+        resumed: step of the checkpoint that the run goes on from. A step after it whose
+            metrics an earlier process logged is taken again with the same result,
+            so these are not logged twice.
+    """
+
+    def __init__(self, folder: Path, resumed: int | None) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._state_path = folder / "metrics.json"
+        self._mutex = threading.Lock()
+        self._resumed = -1 if resumed is None else resumed
+        self._floor: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
+        if self._state_path.exists():
+            state = json.loads(self._state_path.read_text())
+            self._floor, self._sent = state["floor"], state["sent"]
+        self._path.touch()
+        self._drop_torn_tail()
+        self._repeated = dict(self._floor)
+        for point in self._points(0, sys.maxsize)[0]:
+            for name in point.values:
+                self._repeated[name] = max(point.step, self._repeated.get(name, -1))
+        self._floor = dict(self._repeated)
+
+    def append(self, points: Iterable[MetricPoint]) -> None:
+        """Add points to the end of the file."""
+        lines: list[str] = []
+        for point in points:
+            values = {k: v for k, v in point.values.items() if not self._is_repeated(k, point.step)}
+            if values:
+                self._floor |= {k: max(point.step, self._floor.get(k, -1)) for k in values}
+                lines.append(json.dumps([point.step, point.time, values]) + "\n")
+        if lines:
+            with self._mutex, self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
+
+    def unsent(self, store: str, limit: int = 500) -> tuple[list[MetricPoint], int]:
+        """Return the next points for a store, and what to give to `sent` afterwards."""
+        return self._points(self._sent.get(store, 0), limit)
+
+    def sent(self, store: str, offset: int) -> None:
+        """A store has everything before `offset`."""
+        with self._mutex:
+            self._sent[store] = offset
+            self._save()
+
+    def compact(self, stores: Sequence[str]) -> None:
+        """Empty the file if all `stores` have everything in it."""
+        with self._mutex:
+            size = self._path.stat().st_size
+            if all(self._sent.get(s, 0) >= size for s in stores):
+                self._sent = dict.fromkeys(stores, 0)
+                # The state first: replaying sent points is harmless, losing the floor is not.
+                self._save()
+                os.truncate(self._path, 0)
+
+    def _is_repeated(self, name: str, step: int) -> bool:
+        return self._resumed < step <= self._repeated.get(name, -1)
+
+    def _points(self, offset: int, limit: int) -> tuple[list[MetricPoint], int]:
+        points: list[MetricPoint] = []
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n") or len(points) == limit:
+                    break
+                step, at, values = json.loads(line)
+                points.append(MetricPoint(step, at, values))
+                offset += len(line)
+        return points, offset
+
+    def _drop_torn_tail(self) -> None:
+        """Remove the incomplete last line that a kill may leave."""
+        content = self._path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            os.truncate(self._path, whole)
+
+    def _save(self) -> None:
+        # Not fsynced: after a power cut some points are sent again, which trackers tolerate.
+        temporary = self._state_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"floor": self._floor, "sent": self._sent}))
+        temporary.replace(self._state_path)
+
+
+class MetricBuffer:
+    """What the loop has logged and nobody has read yet, and the thread that reads it.
+
+    Args:
+        log: where the values go.
+        wake: called after some went there.
+    """
+
+    def __init__(self, log: MetricLog, wake: Any) -> None:
+        self._log = log
+        self._wake = wake
+        self._waiting: deque[tuple[int, Mapping[str, Any]]] = deque()
+        self.append = self._waiting.append
+        """Add `(step, metrics)`; the mapping must not change afterwards."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ckpt-metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Read the rest and stop."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if taken:
+            now = time.time()
+            host = _on_host([metrics for _, metrics in taken])
+            self._log.append(
+                MetricPoint(step, now, host_floats(m))
+                for (step, _), m in zip(taken, host, strict=True)
+            )
+            self._wake()
+
+
+def _on_host(batch: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Fetch all device values of a batch in one go."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return batch
+    try:
+        fetched: list[Mapping[str, Any]] = jax.device_get(batch)
+    except RuntimeError:  # one was donated away; `host_floats` finds out which
+        return batch
+    return fetched

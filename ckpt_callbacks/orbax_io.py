@@ -1,0 +1,64 @@
+"""Orbax, and the only module that imports it.
+
+A checkpoint is a set of *items*, each a nested dict of leaves with string keys, written with the
+free functions of Orbax v1. Unlike its `Checkpointer`, their response belongs to one save exactly
+and raises a failure once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["PendingSave", "load", "save"]
+
+Items = Mapping[str, Any]
+"""Item name to a tree of leaves."""
+
+
+class PendingSave(Protocol):
+    """A save in flight."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait until it is committed, or raise what went wrong."""
+        ...
+
+
+def save(path: Path, items: Items, metadata: Mapping[str, Any]) -> PendingSave:
+    """Start to write a checkpoint at `path`.
+
+    Returns once the leaves are safe from donation and mutation by the caller.
+    `metadata` is JSON that Orbax stores with the checkpoint and shows to its own readers.
+
+    Compression is off: for float weights it saves about 7 % of the bytes and takes five times
+    the CPU, so the commit waits for it.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    with context:
+        return ocp.save_checkpointables_async(path, dict(items), custom_metadata=dict(metadata))
+
+
+def load(path: Path, like: Items) -> dict[str, Any]:
+    """Read the items that `like` names, with its structure, dtypes and shardings."""
+    from orbax.checkpoint import v1 as ocp
+
+    return dict(ocp.load_checkpointables(path, dict(like)))
+
+
+def describe(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the items of a checkpoint as trees of metadata (`shape`, `dtype`), reading no array.
+
+    `names` limits it to some items.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    with warnings.catch_warnings():
+        # It asks for a sharding that only loading needs.
+        warnings.filterwarnings("ignore", message="Sharding info not provided")
+        found = dict(ocp.checkpointables_metadata(path).metadata)
+    return {k: v for k, v in found.items() if names is None or k in names}

@@ -1,0 +1,195 @@
+"""The memory of a run, as values: one record a checkpoint and one `run.json`.
+
+Both are plain JSON with a format version. Reading is strict: whatever is not exactly as written
+is a `RecordError` that names the field, never a guess.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+from ckpt_callbacks.errors import RecordError
+
+__all__ = [
+    "FORMAT",
+    "Copy",
+    "File",
+    "Record",
+    "RunFile",
+    "record_from_json",
+    "record_to_json",
+    "run_from_json",
+    "run_to_json",
+]
+
+FORMAT = 1
+"""Version of the files on disk. A newer one is refused, an older one is read."""
+
+T = TypeVar("T")
+RecordState = Literal["saving", "complete", "evicting", "gone"]
+CopyState = Literal["staged", "confirmed"]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a checkpoint: size in bytes and digest (`xxh3:` and 32 hex digits)."""
+
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A store's copy of a checkpoint."""
+
+    state: CopyState
+    """`confirmed` by the store, or `staged` on this machine until it can be sent."""
+    ref: str
+    """The store's own name for it."""
+    shared: bool = False
+    """Shares its bytes with the local files, so it is no second copy for repair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of one checkpoint.
+
+    `saving` is written before Orbax starts, `complete` after every file has a digest,
+    `evicting` before the local files move to the trash, and `gone` stays as a tombstone
+    until every store has confirmed that its copy is deleted.
+    """
+
+    step: int
+    state: RecordState
+    owner: str
+    """Id of the run that saved it."""
+    time: float
+    """Start of the save, seconds since the epoch; for display only."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, File] = field(default_factory=dict)
+    """By path below the checkpoint, with forward slashes; empty until complete."""
+    copies: Mapping[str, Copy] = field(default_factory=dict)
+    """By store name."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(f.size for f in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """What is known of the run as a whole."""
+
+    run_id: str
+    policy: list[dict[str, Any]]
+    """The keep policy, as `retention.policy_to_json` gives it."""
+    stores: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What each store asked to have remembered, such as its own run id."""
+    aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Per store, the step that each alias names there."""
+
+
+def record_to_json(record: Record) -> str:
+    """Return the text of a record's file."""
+    values = asdict(record)
+    # JSON has no NaN and no infinity, and a metric may be either.
+    values["metrics"] = {
+        k: v if math.isfinite(v) else str(v) for k, v in record.metrics.items()
+    }
+    return json.dumps({"format": FORMAT, **values}, indent=1, allow_nan=False)
+
+
+def record_from_json(text: str, where: str) -> Record:
+    """Return the record in `text`; `where` names its file in errors.
+
+    Raises:
+        RecordError: the text is damaged, incomplete, or of a newer format.
+    """
+    values = _parse(text, where)
+    try:
+        record = Record(
+            step=_typed(values["step"], int),
+            state=_one_of(values["state"], RecordState),
+            owner=_typed(values["owner"], str),
+            time=float(values["time"]),
+            metrics={k: float(v) for k, v in values["metrics"].items()},
+            files={
+                k: File(_typed(v["size"], int), _typed(v["digest"], str))
+                for k, v in values["files"].items()
+            },
+            copies={
+                k: Copy(
+                    _one_of(v["state"], CopyState),
+                    _typed(v["ref"], str),
+                    _typed(v["shared"], bool),
+                )
+                for k, v in values["copies"].items()
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+    if record.step < 0:
+        raise RecordError(f"{where} is damaged: step {record.step} is negative")
+    return record
+
+
+def run_to_json(run: RunFile) -> str:
+    """Return the text of `run.json`."""
+    return json.dumps({"format": FORMAT, **asdict(run)}, indent=1, allow_nan=False)
+
+
+def run_from_json(text: str, where: str) -> RunFile:
+    """Return the run in `text`; `where` names its file in errors.
+
+    Raises:
+        RecordError: the text is damaged, incomplete, or of a newer format.
+    """
+    values = _parse(text, where)
+    try:
+        return RunFile(
+            run_id=_typed(values["run_id"], str),
+            policy=_typed(values["policy"], list),
+            stores={
+                k: {n: _typed(v, str) for n, v in refs.items()}
+                for k, refs in values["stores"].items()
+            },
+            aliases={
+                k: {n: _typed(v, int) for n, v in names.items()}
+                for k, names in values["aliases"].items()
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{where} is not JSON: {error}") from error
+    version = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise RecordError(f"{where} is damaged: it has no format version")
+    if version > FORMAT:
+        raise RecordError(
+            f"{where} has format {version}, this version of ckpt_callbacks reads up to {FORMAT}: "
+            "install the version that wrote it, or a newer one"
+        )
+    return dict(values)
+
+
+def _typed(value: object, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+    return value
+
+
+def _one_of(value: Any, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(f"expected one of {get_args(choices)}, found {value!r}")
+    return value

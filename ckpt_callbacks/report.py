@@ -1,0 +1,127 @@
+"""The table of what is kept, why and where, read from a run directory alone."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.retention import (
+    BestN,
+    Candidate,
+    decide,
+    leaves,
+    policy_from_json,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = ["Row", "Summary", "summarize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One checkpoint in the table."""
+
+    step: int
+    metrics: dict[str, float | None]
+    reason: str
+    """Why it is kept; empty for one that is on its way out."""
+    where: list[str]
+    """`local`, and each store with the state of its copy unless it is confirmed."""
+    aliases: list[str]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The checkpoints of a run. `str()` gives the table, and so does printing with rich."""
+
+    rows: list[Row]
+    metrics: list[str]
+    """Names of the metrics that the policy ranks by."""
+    hints: list[str]
+    """One line a tracker on how to open it."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+
+        table = Table(title=f"{len(self.rows)} checkpoints", title_justify="left")
+        table.add_column("step", justify="right")
+        for name in self.metrics:
+            table.add_column(name, justify="right")
+        for title in ("kept because", "alias", "where"):
+            table.add_column(title)
+        table.add_column("size", justify="right")
+        for row in self.rows:
+            values = [row.metrics[m] for m in self.metrics]
+            table.add_row(
+                str(row.step),
+                *("–" if v is None else f"{v:.4f}" for v in values),
+                row.reason or "on its way out",
+                ", ".join(row.aliases),
+                ", ".join(row.where),
+                size(row.bytes),
+            )
+        yield table
+        for hint in self.hints:
+            yield hint
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        out = io.StringIO()
+        Console(file=out, width=120, highlight=False).print(self, soft_wrap=True)
+        return out.getvalue().rstrip("\n")
+
+
+def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> Summary:
+    """Return what is kept in a run directory; its owner need not be running.
+
+    Raises:
+        ConfigError: `directory` is no run directory.
+        RecordError: a record in it cannot be read.
+    """
+    run_directory = RunDirectory(directory)
+    run = run_directory.read_run()
+    if run is None:
+        raise ConfigError(f"{run_directory.root} is no run directory: it has no .ckpt_callbacks")
+    policy = policy_from_json(run.policy)
+    records = run_directory.read_records()
+    history = [Candidate(s, r.metrics) for s, r in records.items() if r.state == "complete"]
+    decision = decide(policy, history)
+    metrics = list(dict.fromkeys(p.metric for p in leaves(policy) if isinstance(p, BestN)))
+    rows: list[Row] = []
+    for step, record in records.items():
+        where = ["local"] if record.state == "complete" else []
+        if where and not run_directory.is_committed(step):
+            where = ["local (missing)"]
+        for name, copy in sorted(record.copies.items()):
+            title = run.stores.get(name, {}).get("title", name)
+            where.append(title if copy.state == "confirmed" else f"{title} ({copy.state})")
+        rows.append(
+            Row(
+                step=step,
+                metrics={m: record.metrics.get(m) for m in metrics},
+                reason=decision.kept.get(step, record.state if record.state == "saving" else ""),
+                where=where,
+                aliases=[name for name, named in decision.aliases.items() if named == step],
+                bytes=record.bytes,
+            )
+        )
+    return Summary(rows, metrics, list(hints))
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people, such as `1.4 MiB`."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

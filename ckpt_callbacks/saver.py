@@ -1,0 +1,146 @@
+"""From a state in the loop to a complete checkpoint, and out again.
+
+The loop's thread captures the state and starts Orbax; a thread of our own waits for the commit,
+seals the files, writes the record, and evicts what lost its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_callbacks import orbax_io
+from ckpt_callbacks.adapters import capture
+from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.events import Evicted, Saved, SaveFailed
+from ckpt_callbacks.hooks import Hooks
+from ckpt_callbacks.ledger import Ledger
+from ckpt_callbacks.manifest import seal
+from ckpt_callbacks.metrics import host_floats
+
+__all__ = ["Saver"]
+
+logger = logging.getLogger("ckpt_callbacks")
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    step: int
+    pending: orbax_io.PendingSave
+    metrics: Mapping[str, Any]
+    started: float
+
+
+class Saver:
+    """Saves one checkpoint at a time and evicts."""
+
+    def __init__(self, ledger: Ledger, hooks: Hooks) -> None:
+        self._ledger = ledger
+        self._hooks = hooks
+        self._work: queue.SimpleQueue[_InFlight | None] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="ckpt-saver", daemon=True)
+        self._thread.start()
+
+    def save(
+        self, step: int, state: Any, evaluated: Mapping[str, float], metrics: Mapping[str, Any]
+    ) -> None:
+        """Start to save; waits first for a save that is still in flight.
+
+        Returns when the state may be donated or changed. A failure is an event, not an exception.
+        """
+        self._idle.wait()
+        started = time.monotonic()
+        directory = self._ledger.directory
+        try:
+            items = capture(state)
+            if directory.path(step).exists():
+                raise ConfigError(f"{directory.path(step)} exists and is not of this run")
+        except Exception as error:
+            self._report(step, error)
+            return
+        self._ledger.saving(step, evaluated)
+        self._idle.clear()
+        try:
+            pending = orbax_io.save(directory.path(step), items, {"run": self._ledger.run_id})
+        except Exception as error:
+            self._discard(step, error)
+            self._idle.set()
+        else:
+            self._work.put(_InFlight(step, pending, metrics, started))
+
+    def wake(self) -> None:
+        """Look again at what may be evicted."""
+        self._work.put(None)
+
+    def wait(self) -> None:
+        """Wait until no save is in flight."""
+        self._idle.wait()
+
+    def close(self) -> None:
+        """Finish what is in flight and stop."""
+        self._stopping = True
+        self._work.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            work = self._work.get()
+            if work:
+                self._finish(work)
+                self._idle.set()
+            self._evict()
+            if self._stopping and self._work.empty():
+                return
+
+    def _finish(self, save: _InFlight) -> None:
+        ledger, directory = self._ledger, self._ledger.directory
+        try:
+            # Before the commit, so that a kill right after it leaves a record that can be ranked.
+            ledger.reported(save.step, host_floats(save.metrics))
+            save.pending.result()
+            record = ledger.completed(save.step, seal(directory.path(save.step)))
+        except Exception as error:
+            self._discard(save.step, error)
+            return
+        self._hooks.emit(
+            Saved(
+                step=save.step,
+                path=directory.path(save.step),
+                metrics=record.metrics,
+                bytes=record.bytes,
+                seconds=time.monotonic() - save.started,
+            )
+        )
+
+    def _discard(self, step: int, error: Exception) -> None:
+        """Remove what a failed save left behind, and tell."""
+        self._ledger.directory.remove_uncommitted(step)
+        self._ledger.directory.to_trash(step)
+        self._ledger.failed(step)
+        self._report(step, error)
+
+    def _report(self, step: int, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        logger.error("the checkpoint of step %d could not be saved: %s", step, text)
+        self._hooks.emit(SaveFailed(step, text))
+
+    def _evict(self) -> None:
+        ledger, directory = self._ledger, self._ledger.directory
+        try:
+            for step in ledger.evictable():
+                if ledger.evicting(step):
+                    directory.to_trash(step)
+                    ledger.evicted(step)
+                    reason = f"not kept by {ledger.policy}"
+                    self._hooks.emit(Evicted("local", step, reason))
+            directory.empty_trash()
+        except OSError:
+            logger.exception("could not evict from %s; it is tried again later", directory.root)

@@ -1,0 +1,164 @@
+"""The W&B store in offline mode: what is logged goes to W&B's own log file, to be synced later."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ckpt_callbacks.directory import replace_text
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
+from ckpt_callbacks.extras import require
+from ckpt_callbacks.manifest import files_in, link_tree
+from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
+
+if TYPE_CHECKING:
+    import wandb
+
+__all__ = ["WandbTracker"]
+
+STEP_KEY = "trainer/step"
+FLUSH_SECONDS = 0.5
+"""W&B's default of 15 s is how much a kill may lose."""
+
+_EXIT_CODE = {"finished": 0, "failed": 1, "killed": 255}
+
+
+class WandbTracker(Tracker):
+    """Logs metrics and kept checkpoints to W&B, in offline mode.
+
+    Args:
+        project: name of the project.
+        mode: `offline` is the only one so far.
+        entity: user or team; W&B's default if not given.
+        artifact: name of the artifact; that of the run directory if not given.
+        run_name: name of the run; that of the run directory if not given.
+        dir: where W&B keeps its files; W&B's default (`WANDB_DIR`, or `./wandb`) if not given.
+
+    Raises:
+        MissingExtra: wandb is not installed.
+        ConfigError: a name or the mode is not one that W&B takes.
+    """
+
+    name = "wandb"
+    title = "W&B"
+    put_moves_aliases = True
+
+    def __init__(
+        self,
+        project: str,
+        *,
+        mode: Literal["offline"] = "offline",
+        entity: str | None = None,
+        artifact: str | None = None,
+        run_name: str | None = None,
+        dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        require("wandb", extra="wandb", who="WandbTracker")
+        if not project:
+            raise ConfigError("WandbTracker: project must not be empty")
+        if mode != "offline":
+            raise ConfigError(f"WandbTracker: mode {mode!r} is not supported; use 'offline'")
+        if artifact is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", artifact):
+            raise ConfigError(
+                f"WandbTracker: artifact {artifact!r} must be letters, digits, '_', '-' and '.'"
+            )
+        self._project = project
+        self._entity = entity
+        self._artifact = artifact
+        self._run_name = run_name
+        self._dir = None if dir is None else Path(dir).absolute()
+        self._held = self._logs = Path()
+        self._run: wandb.Run
+
+    def open(self, run: RunInfo) -> Mapping[str, str]:
+        # Here and not above: it takes a second, and this is the worker's thread.
+        import wandb
+
+        self._held = run.scratch
+        self._artifact = self._artifact or re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)[:128]
+        run_id = run.remembered.get("run_id", run.run_id)
+        if self._dir:
+            self._dir.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=self._project,
+            entity=self._entity,
+            id=run_id,
+            name=self._run_name or run.name,
+            mode="offline",
+            dir=self._dir,
+            config=dict(run.config),
+            settings=wandb.Settings(
+                x_transaction_log_flush_interval=FLUSH_SECONDS,
+                # The loop's output is the user's, and threads of ours must not capture it.
+                console="off",
+                # The same facts are in `hint` and in events.
+                silent=True,
+            ),
+        )
+        self._logs = Path(self._run.dir).parents[1] / f"offline-run-*-{run_id}"
+        # A step metric of our own: W&B drops values at a step lower than its current one.
+        self._run.define_metric(STEP_KEY, hidden=True)
+        self._run.define_metric("*", step_metric=STEP_KEY)
+        return {"run_id": run_id}
+
+    def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
+        folder = self._held / str(checkpoint.step)
+        link_tree(checkpoint.path, folder / "files")
+        # In the artifact too, so that equal weights at two steps are two versions, not one.
+        about = {
+            "run": checkpoint.run_id,
+            "step": checkpoint.step,
+            "digest": checkpoint.digest,
+            "reason": checkpoint.reason,
+            "metrics": {k: v for k, v in checkpoint.metrics.items() if v - v == 0},
+        }
+        replace_text(folder / "checkpoint.json", json.dumps(about, indent=1))
+        self._log(checkpoint.step, [f"step-{checkpoint.step}", *aliases])
+        return Copy("staged", f"{self._artifact}:step-{checkpoint.step}", shared=True)
+
+    def list(self) -> Listing | None:
+        return None  # no server to ask; the records know what was logged
+
+    def get(self, step: int, into: Path) -> None:
+        files = self._held / str(step) / "files"
+        if not files.is_dir():
+            raise CheckpointNotFound(f"no files of step {step} are held for W&B")
+        shutil.copytree(files, into, dirs_exist_ok=True)
+
+    def alias(self, name: str, step: int) -> None:
+        # Offline an alias moves by logging the same content again: W&B's server stores it once.
+        self._log(step, [name])
+
+    def delete(self, step: int) -> None:
+        # What is in W&B's log stays there; without its files a sync leaves it out.
+        shutil.rmtree(self._held / str(step), ignore_errors=True)
+
+    def log_metrics(self, points: Sequence[MetricPoint]) -> None:
+        for point in points:
+            self._run.log({STEP_KEY: point.step, **point.values})
+
+    def close(self, status: str) -> None:
+        self._run.finish(exit_code=_EXIT_CODE[status])
+
+    def hint(self) -> str:
+        # Every restart of a run writes a log of its own.
+        return f"wandb sync {self._logs}"
+
+    def _log(self, step: int, aliases: list[str]) -> None:
+        import wandb
+
+        folder = self._held / str(step)
+        about = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        artifact = wandb.Artifact(str(self._artifact), "model", metadata=about)
+        # Immutable and without the cache: W&B reads the held links themselves and copies nothing.
+        held = {"checkpoint.json": folder / "checkpoint.json"}
+        for path in files_in(folder / "files"):
+            held[f"checkpoint/{path.relative_to(folder / 'files').as_posix()}"] = path
+        for name, path in sorted(held.items()):
+            artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
+        self._run.log_artifact(artifact, aliases=aliases)
