@@ -220,7 +220,9 @@ def _abstract_leaf(leaf: Any) -> Any:
     import jax
 
     if isinstance(leaf, jax.Array):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]  # jax leaves it untyped
+            leaf.shape, leaf.dtype, sharding=leaf.sharding
+        )
     return leaf
 
 
@@ -238,7 +240,7 @@ def _is_key(leaf: Any) -> bool:
     import jax
 
     dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _key_name(key: Any) -> str:

@@ -56,8 +56,7 @@ class OrbaxCheckpoint:
             )
         if not isinstance(self.keep, KeepPolicy):
             raise ConfigError(
-                f"OrbaxCheckpoint: keep must be a keep policy such as LatestN(2), "
-                f"not {self.keep!r}"
+                f"OrbaxCheckpoint: keep must be a keep policy such as LatestN(2), not {self.keep!r}"
             )
 
 

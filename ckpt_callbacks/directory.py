@@ -20,7 +20,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -195,8 +194,5 @@ class RunDirectory:
 
     def empty_trash(self) -> None:
         """Free the bytes of evicted checkpoints."""
-        for path in self._trashed():
+        for path in self.trash.iterdir():
             shutil.rmtree(path)
-
-    def _trashed(self) -> Iterator[Path]:
-        yield from self.trash.iterdir()

@@ -128,13 +128,16 @@ def _recover(ledger: Ledger) -> None:
         elif record.state == "complete" and not committed:
             ledger.lost(step)
             logger.warning(
-                "the checkpoint of step %d was removed from %s by somebody else", step, directory.root
+                "the checkpoint of step %d was removed from %s by somebody else",
+                step,
+                directory.root,
             )
     directory.empty_trash()
     foreign = sorted(
         int(p.name)
         for p in directory.root.iterdir()
-        if p.name.isdecimal() and (p / "_CHECKPOINT_METADATA").is_file()
+        if p.name.isdecimal()
+        and (p / "_CHECKPOINT_METADATA").is_file()
         and ledger.record(int(p.name)) is None
     )
     if foreign:

@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pluggy
@@ -27,6 +28,15 @@ NEVER = 1 << 62
 
 _ON_THE_LOOP = (RunStarted, Eval, RunEnded)
 _NAMES = {name for name in vars(Specs) if name.startswith("on_")}
+
+
+@dataclass(slots=True)
+class _StepCall:
+    """One plugin's `on_step`, and the next step that it wants."""
+
+    call: Callable[[Event], None]
+    every: int
+    due: int = 0
 
 
 class Hooks:
@@ -48,7 +58,7 @@ class Hooks:
             except (pluggy.PluginValidationError, ValueError) as error:
                 raise ConfigError(_explain(plugin, error)) from error
         self._calls = {name: self._flatten(name) for name in _NAMES}
-        self._steps = [[0, every, call] for every, call in self._step_calls()]
+        self._steps = [_StepCall(call, every) for every, call in self._step_calls()]
         # One background event at a time, and reentrant: a hook may cause an event.
         self._mutex = threading.RLock()
 
@@ -65,19 +75,18 @@ class Hooks:
 
     def first_step(self, step: int) -> int:
         """Begin to count at `step`; return the first step that a plugin wants."""
-        for entry in self._steps:
-            entry[0] = step
+        for listener in self._steps:
+            listener.due = step
         return step if self._steps else NEVER
 
     def step(self, event: Step) -> int:
         """Call the plugins that want this step; return the next step that one wants."""
         following = NEVER
-        for entry in self._steps:
-            due, every, call = entry
-            if event.step >= due:
-                entry[0] = due = (event.step // every + 1) * every
-                call(event)
-            following = min(following, due)
+        for listener in self._steps:
+            if event.step >= listener.due:
+                listener.due = (event.step // listener.every + 1) * listener.every
+                listener.call(event)
+            following = min(following, listener.due)
         return following
 
     def _step_calls(self) -> list[tuple[int, Callable[[Event], None]]]:

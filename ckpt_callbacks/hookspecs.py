@@ -1,4 +1,4 @@
-"""The hooks of ckpt_callbacks, and how to write a plugin.
+r"""The hooks of ckpt_callbacks, and how to write a plugin.
 
 A plugin is any object with methods marked `@hookimpl`, given to `Callbacks`::
 
@@ -7,7 +7,7 @@ A plugin is any object with methods marked `@hookimpl`, given to `Callbacks`::
     class Bell:
         @cc.hookimpl
         def on_saved(self, event: cc.Saved) -> None:
-            print("\\a saved", event.step)
+            print("\a saved", event.step)
 
         @cc.hookimpl(every=100)
         def on_step(self, event: cc.Step) -> None:
@@ -24,7 +24,7 @@ its plugin's name, and the other plugins and the training go on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, overload
 
 import pluggy
 
@@ -32,8 +32,8 @@ from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.events import (
     Eval,
     Evicted,
-    MirrorFailed,
     Mirrored,
+    MirrorFailed,
     Promoted,
     RunEnded,
     RunStarted,
@@ -87,8 +87,7 @@ def hookimpl(
         if every != 1 and (f.__name__ != "on_step" or wrapper):
             raise ConfigError(f"hookimpl: every= is for on_step only, not for {f.__name__}")
         setattr(f, EVERY, every)
-        marked = _impl(f, tryfirst=tryfirst, trylast=trylast, wrapper=wrapper)
-        return cast("F", marked)
+        return _impl(f, tryfirst=tryfirst, trylast=trylast, wrapper=wrapper)
 
     return mark if function is None else mark(function)
 

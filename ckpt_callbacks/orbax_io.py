@@ -40,7 +40,10 @@ def save(path: Path, items: Items, metadata: Mapping[str, Any]) -> PendingSave:
     context = ocp.Context()
     context.array.saving.use_compression = False
     with context:
-        return ocp.save_checkpointables_async(path, dict(items), custom_metadata=dict(metadata))
+        pending: PendingSave = ocp.save_checkpointables_async(
+            path, dict(items), custom_metadata=dict(metadata)
+        )
+    return pending
 
 
 def load(path: Path, like: Items) -> dict[str, Any]:

@@ -121,9 +121,7 @@ def plan(
     return actions
 
 
-def evictable(
-    decision: Decision, complete: Collection[int], leased: Collection[int]
-) -> list[int]:
+def evictable(decision: Decision, complete: Collection[int], leased: Collection[int]) -> list[int]:
     """Return the local steps that may go, oldest first.
 
     All stores follow the same decision, so a step it does not keep is wanted by none;

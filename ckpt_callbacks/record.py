@@ -98,9 +98,7 @@ def record_to_json(record: Record) -> str:
     """Return the text of a record's file."""
     values = asdict(record)
     # JSON has no NaN and no infinity, and a metric may be either.
-    values["metrics"] = {
-        k: v if math.isfinite(v) else str(v) for k, v in record.metrics.items()
-    }
+    values["metrics"] = {k: v if math.isfinite(v) else str(v) for k, v in record.metrics.items()}
     return json.dumps({"format": FORMAT, **values}, indent=1, allow_nan=False)
 
 

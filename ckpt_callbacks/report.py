@@ -62,15 +62,14 @@ class Summary:
             values = [row.metrics[m] for m in self.metrics]
             table.add_row(
                 str(row.step),
-                *("–" if v is None else f"{v:.4f}" for v in values),
+                *("-" if v is None else f"{v:.4f}" for v in values),
                 row.reason or "on its way out",
                 ", ".join(row.aliases),
                 ", ".join(row.where),
                 size(row.bytes),
             )
         yield table
-        for hint in self.hints:
-            yield hint
+        yield from self.hints
 
     def __str__(self) -> str:
         from rich.console import Console

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ckpt_callbacks import orbax_io
 from ckpt_callbacks.adapters import abstract, apply, check_same
@@ -75,7 +75,8 @@ def read(
     check_same(wanted, found, str(path))
     if files is not None:
         verify(path, files, only)
-    return apply(like, orbax_io.load(path, wanted))
+    restored: S = apply(like, orbax_io.load(path, wanted))
+    return restored
 
 
 def _resolve(directory: RunDirectory, which: int | str) -> int:

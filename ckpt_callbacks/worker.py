@@ -6,8 +6,7 @@ import logging
 import re
 import threading
 
-from ckpt_callbacks.errors import CheckpointNotFound
-from ckpt_callbacks.events import Evicted, MirrorFailed, Mirrored, Promoted
+from ckpt_callbacks.events import Evicted, Mirrored, MirrorFailed, Promoted
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
@@ -49,9 +48,7 @@ class Worker:
         self._doing = "open"
         self.failure: str | None = None
         """What went wrong last, or `None` since the last success."""
-        self._thread = threading.Thread(
-            target=self._run, name=f"ckpt-{store.name}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=f"ckpt-{store.name}", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
@@ -137,10 +134,7 @@ class Worker:
                 self.store.alias(alias, step)
                 self._promoted(alias, step)
             case Delete(step):
-                try:
-                    self.store.delete(step)
-                except CheckpointNotFound:
-                    pass  # somebody else was faster
+                self.store.delete(step)
                 ledger.deleted(name, step)
                 self._hooks.emit(Evicted(name, step, f"not kept by {ledger.policy}"))
 

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ckpt_callbacks_mlflow import MLflowTracker
-from ckpt_callbacks_wandb import WandbTracker
 from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 from sklearn.datasets import load_digits
 
 import ckpt_callbacks as cc
+from ckpt_callbacks_mlflow import MLflowTracker
+from ckpt_callbacks_wandb import WandbTracker
 
 Batch = tuple[np.ndarray, np.ndarray]
 BATCH_SIZE = 128
@@ -64,7 +64,7 @@ def loss_of(model: Network, batch: Batch) -> jax.Array:
 def train_step(model: Network, optimizer: nnx.Optimizer, batch: Batch) -> dict[str, jax.Array]:
     loss, gradients = nnx.value_and_grad(loss_of)(model, batch)
     optimizer.update(model, gradients)
-    return {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+    return {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
 
 
 @nnx.jit

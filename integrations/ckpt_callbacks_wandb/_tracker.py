@@ -149,7 +149,7 @@ class WandbTracker(Tracker):
         # Every restart of a run writes a log of its own.
         return f"wandb sync {self._logs}"
 
-    def _log(self, step: int, aliases: list[str]) -> None:
+    def _log(self, step: int, aliases: Sequence[str]) -> None:
         import wandb
 
         folder = self._held / str(step)
@@ -161,4 +161,4 @@ class WandbTracker(Tracker):
             held[f"checkpoint/{path.relative_to(folder / 'files').as_posix()}"] = path
         for name, path in sorted(held.items()):
             artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
-        self._run.log_artifact(artifact, aliases=aliases)
+        self._run.log_artifact(artifact, aliases=[*aliases])

@@ -1,0 +1,303 @@
+"""For the tests of plugins: a store in memory, a recorder of events, and the contract of stores.
+
+A third party's store is tested by subclassing `StoreContract`::
+
+    from ckpt_callbacks.testing import StoreContract
+
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        def make_store(self, tmp_path):
+            return lambda: MyStore(tmp_path / "service")
+
+with `pytest.register_assert_rewrite("ckpt_callbacks.testing")` in `conftest.py`, so that a failing
+contract shows both sides.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ckpt_callbacks.errors import CheckpointNotFound
+from ckpt_callbacks.events import (
+    Eval,
+    Event,
+    Evicted,
+    Mirrored,
+    MirrorFailed,
+    Promoted,
+    RunEnded,
+    RunStarted,
+    Saved,
+    SaveFailed,
+    Step,
+)
+from ckpt_callbacks.hookspecs import hookimpl
+from ckpt_callbacks.manifest import seal, tree_digest
+from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
+
+__all__ = ["MemoryStore", "Recorder", "StoreContract", "make_checkpoint"]
+
+
+class Recorder:
+    """A plugin that keeps every event it gets, in `events`."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        """Return the events of one kind, in order."""
+        return [e for e in self.events if isinstance(e, kind)]
+
+    @hookimpl
+    def on_run_started(self, event: RunStarted) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_step(self, event: Step) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_eval(self, event: Eval) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_saved(self, event: Saved) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_save_failed(self, event: SaveFailed) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_mirrored(self, event: Mirrored) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_mirror_failed(self, event: MirrorFailed) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_promoted(self, event: Promoted) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_evicted(self, event: Evicted) -> None:
+        self.events.append(event)
+
+    @hookimpl
+    def on_run_ended(self, event: RunEnded) -> None:
+        self.events.append(event)
+
+
+class MemoryStore(Tracker):
+    """A tracker whose service is this object. It outlives runs, as a server does.
+
+    Args:
+        name: its name, when a test needs several.
+        before: called with the name of each call before it does anything; it may raise or wait.
+    """
+
+    put_moves_aliases = False
+
+    def __init__(
+        self, name: str = "memory", before: Callable[[str], None] = lambda call: None
+    ) -> None:
+        self.name = name
+        self.title = name.capitalize()
+        self.before = before
+        self.copies: dict[int, dict[str, bytes]] = {}
+        self.aliases: dict[str, int] = {}
+        self.points: list[MetricPoint] = []
+        self.config: Mapping[str, object] = {}
+        self.calls: list[str] = []
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        self.before(call)
+
+    def open(self, run: RunInfo) -> Mapping[str, str]:
+        self._called("open")
+        self.config = run.config
+        return {"run_id": run.run_id}
+
+    def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
+        self._called("put")
+        self.copies[checkpoint.step] = {
+            name: (checkpoint.path / name).read_bytes() for name in checkpoint.files
+        }
+        return Copy("confirmed", f"{self.name}/{checkpoint.key}")
+
+    def list(self) -> Listing | None:
+        self._called("list")
+        copies = {step: Copy("confirmed", f"{self.name}/{step}") for step in self.copies}
+        return Listing(copies, dict(self.aliases))
+
+    def get(self, step: int, into: Path) -> None:
+        self._called("get")
+        if step not in self.copies:
+            raise CheckpointNotFound(f"no copy of step {step}")
+        for name, content in self.copies[step].items():
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            (into / name).write_bytes(content)
+
+    def alias(self, name: str, step: int) -> None:
+        self._called("alias")
+        if step not in self.copies:
+            raise CheckpointNotFound(f"no copy of step {step}")
+        self.aliases[name] = step
+
+    def delete(self, step: int) -> None:
+        self._called("delete")
+        self.copies.pop(step, None)
+        self.aliases = {n: s for n, s in self.aliases.items() if s != step}
+
+    def log_metrics(self, points: Sequence[MetricPoint]) -> None:
+        self._called("log_metrics")
+        self.points.extend(points)
+
+    def close(self, status: str) -> None:
+        self._called("close")
+
+    def hint(self) -> str:
+        return "it is in memory"
+
+
+def make_checkpoint(folder: Path, step: int, content: bytes = b"") -> Checkpoint:
+    """Write a small tree of files as a complete checkpoint of `step` and return it."""
+    path = folder / str(step)
+    (path / "model" / "d").mkdir(parents=True)
+    (path / "_CHECKPOINT_METADATA").write_text("{}")
+    (path / "model" / "d" / "data").write_bytes(content or f"step {step}".encode() * 100)
+    (path / "empty").write_bytes(b"")
+    files = seal(path)
+    return Checkpoint(
+        run_id="0123456789ab",
+        step=step,
+        path=path,
+        metrics={"loss": 1 / (step + 1), "broken": float("nan")},
+        files=files,
+        digest=tree_digest(files),
+        reason=f"latest #{step}",
+    )
+
+
+class StoreContract:
+    """What every store must do. Subclass it and define the fixture `make_store`.
+
+    `make_store()` returns a new object for the same service each time, as a restart does.
+    A store that never lists, because it has no service to ask, sets `lists = False`.
+    """
+
+    lists = True
+
+    def _open(self, make_store: Callable[[], Tracker], scratch: Path) -> Tracker:
+        store = make_store()
+        (scratch / "scratch").mkdir(exist_ok=True)
+        remembered = scratch / "remembered"
+        known = dict(line.split("\t") for line in _lines(remembered))
+        refs = store.open(
+            RunInfo("0123456789ab", "contract", {"lr": 0.1}, scratch / "scratch", known)
+        )
+        remembered.write_text("".join(f"{k}\t{v}\n" for k, v in refs.items()))
+        return store
+
+    def _bytes(self, store: Tracker, step: int, into: Path) -> dict[str, bytes]:
+        shutil.rmtree(into, ignore_errors=True)
+        into.mkdir()
+        store.get(step, into)
+        return {
+            p.relative_to(into).as_posix(): p.read_bytes() for p in into.rglob("*") if p.is_file()
+        }
+
+    def test_gives_back_what_was_put(
+        self, make_store: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
+        checkpoint = make_checkpoint(tmp_path, 7)
+        expected = {n: (checkpoint.path / n).read_bytes() for n in checkpoint.files}
+        store = self._open(make_store, tmp_path)
+
+        copy = store.put(checkpoint, ["last"])
+
+        assert copy.ref
+        assert self._bytes(store, 7, tmp_path / "got") == expected
+        store.close("finished")
+
+    def test_putting_twice_leaves_one_copy(
+        self, make_store: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
+        checkpoint = make_checkpoint(tmp_path, 7)
+        store = self._open(make_store, tmp_path)
+        store.put(checkpoint, [])
+        store.close("killed")
+
+        again = self._open(make_store, tmp_path)
+        again.put(checkpoint, [])
+
+        if self.lists:
+            listing = again.list()
+            assert listing is not None
+            assert set(listing.copies) == {7}
+        again.delete(7)
+        self._assert_gone(again, 7, tmp_path)
+        again.close("finished")
+
+    def test_aliases_move_and_survive_a_restart(
+        self, make_store: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
+        store = self._open(make_store, tmp_path)
+        for step in (1, 2):
+            store.put(make_checkpoint(tmp_path, step), [])
+        store.alias("best", 2)
+        store.alias("last", 2)
+        store.alias("best", 1)
+        store.close("killed")
+
+        again = self._open(make_store, tmp_path)
+
+        if self.lists:
+            listing = again.list()
+            assert listing is not None
+            assert dict(listing.aliases) == {"best": 1, "last": 2}
+        again.close("finished")
+
+    def test_deletes_one_and_keeps_the_others(
+        self, make_store: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
+        store = self._open(make_store, tmp_path)
+        checkpoints = [make_checkpoint(tmp_path, step) for step in (1, 2, 12)]
+        for checkpoint in checkpoints:
+            store.put(checkpoint, [])
+
+        store.delete(1)
+        store.delete(1)
+
+        self._assert_gone(store, 1, tmp_path)
+        for checkpoint in checkpoints[1:]:
+            expected = {n: (checkpoint.path / n).read_bytes() for n in checkpoint.files}
+            assert self._bytes(store, checkpoint.step, tmp_path / "got") == expected
+        store.close("finished")
+
+    def test_takes_the_same_metrics_again(
+        self, make_store: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
+        store = self._open(make_store, tmp_path)
+        points = [
+            MetricPoint(0, 1.0, {"loss": 2.0, "grad/norm": float("inf")}),
+            MetricPoint(1, 2.0, {"loss": float("nan")}),
+        ]
+        store.log_metrics(points)
+        store.log_metrics(points)
+        store.close("finished")
+
+    def _assert_gone(self, store: Tracker, step: int, tmp_path: Path) -> None:
+        try:
+            found = self._bytes(store, step, tmp_path / "got")
+        except CheckpointNotFound:
+            return
+        raise AssertionError(f"step {step} was deleted, but get still returns {sorted(found)}")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,124 @@
+"""Train a small Equinox network on scikit-learn's handwritten digits, with checkpoints kept
+jointly in an Orbax directory, MLflow and W&B.
+
+    python examples/digits_equinox.py [--directory runs] [--steps 1000]
+
+Run it again and it goes on where it stopped, also after a `kill -9`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import Progress
+from sklearn.datasets import load_digits
+
+import ckpt_callbacks as cc
+from ckpt_callbacks_mlflow import MLflowTracker
+from ckpt_callbacks_wandb import WandbTracker
+
+Batch = tuple[np.ndarray, np.ndarray]
+BATCH_SIZE = 128
+EVAL_EVERY = 50
+OPTIMIZER = optax.adam(1e-3)
+
+
+class State(NamedTuple):
+    """Everything that changes while training; the activation inside the model is left alone."""
+
+    model: eqx.nn.MLP
+    optimizer: optax.OptState
+
+
+def load() -> tuple[Batch, Batch]:
+    """Return the training and the validation set: pixels in [0, 1] and classes."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    pixels = (digits.data[order] / 16).astype(np.float32)
+    classes = digits.target[order].astype(np.int32)
+    return (pixels[:1400], classes[:1400]), (pixels[1400:], classes[1400:])
+
+
+def batch_of(step: int, data: Batch) -> Batch:
+    """Return the batch of a step: a function of the step alone, so a resumed run sees the same."""
+    chosen = np.random.default_rng(step).choice(len(data[1]), BATCH_SIZE, replace=False)
+    return data[0][chosen], data[1][chosen]
+
+
+def loss_of(model: eqx.nn.MLP, batch: Batch) -> jax.Array:
+    pixels, classes = batch
+    logits = jax.vmap(model)(pixels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_step(batch: Batch, state: State) -> tuple[State, dict[str, jax.Array]]:
+    loss, gradients = eqx.filter_value_and_grad(loss_of)(state.model, batch)
+    updates, optimizer = OPTIMIZER.update(gradients, state.optimizer)
+    return State(eqx.apply_updates(state.model, updates), optimizer), {"loss": loss}
+
+
+@eqx.filter_jit
+def evaluate(model: eqx.nn.MLP, batch: Batch) -> dict[str, jax.Array]:
+    pixels, classes = batch
+    predicted = jnp.argmax(jax.vmap(model)(pixels), axis=-1)
+    return {"val_loss": loss_of(model, batch), "val_accuracy": jnp.mean(predicted == classes)}
+
+
+def new_state() -> State:
+    model = eqx.nn.MLP(64, 10, width_size=256, depth=1, key=jax.random.key(0))
+    return State(model, OPTIMIZER.init(eqx.filter(model, eqx.is_array)))
+
+
+def train(callbacks: cc.Callbacks, steps: int) -> tuple[State, cc.Summary]:
+    config = {"learning_rate": 1e-3, "batch_size": BATCH_SIZE, "steps": steps}
+    training, validation = load()
+    with callbacks.run(new_state(), config=config) as run, Progress() as bar:
+        task = bar.add_task("training", total=steps + 1, completed=run.next_step)
+        state = run.state
+        for step in range(run.next_step, steps + 1):
+            state, metrics = train_step(batch_of(step, training), state)
+            if step % EVAL_EVERY == 0:
+                run.on_eval(step, evaluate(state.model, validation))
+            run.on_step(step, state, metrics)
+            bar.update(task, completed=step + 1)
+    return state, run.summary()
+
+
+def callbacks_for(directory: Path) -> cc.Callbacks:
+    return cc.Callbacks(
+        cc.OrbaxCheckpoint(
+            directory / "digits-equinox",
+            save=cc.EveryNSteps(EVAL_EVERY),
+            keep=cc.LatestN(2) | cc.BestN(2, "val_accuracy", mode="max"),
+        ),
+        MLflowTracker(
+            experiment="digits",
+            register_as="digits-equinox",
+            tracking_uri=f"sqlite:///{directory.absolute()}/mlflow.db",
+            artifact_location=str(directory.absolute() / "mlartifacts"),
+        ),
+        WandbTracker(project="digits", mode="offline", dir=directory),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, default=1000)
+    options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    _, summary = train(callbacks_for(options.directory), options.steps)
+    Console().print(summary)
+
+
+if __name__ == "__main__":
+    main()

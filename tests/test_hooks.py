@@ -1,0 +1,160 @@
+"""Plugins: what is refused, who is called, and what a failing one does to the others."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+import ckpt_callbacks as cc
+from ckpt_callbacks.events import Evicted, RunEnded, Step
+from ckpt_callbacks.hooks import NEVER, Hooks
+
+
+class Steps:
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    @cc.hookimpl(every=10)
+    def on_step(self, event: Step) -> None:
+        self.seen.append(event.step)
+
+
+def drive(hooks: Hooks, steps: range) -> list[int]:
+    """Call the hooks as a run does; return the steps at which they were called at all."""
+    called = []
+    due = hooks.first_step(steps.start)
+    for step in steps:
+        if step >= due:
+            called.append(step)
+            due = hooks.step(Step(step, None, {}))
+    return called
+
+
+def test_every_asks_for_the_first_step_in_each_bucket() -> None:
+    plugin = Steps()
+
+    drive(Hooks([plugin]), range(3, 41))
+
+    assert plugin.seen == [3, 10, 20, 30, 40]
+
+
+def test_steps_that_no_plugin_wants_cost_no_call() -> None:
+    assert drive(Hooks([Steps()]), range(0, 30)) == [0, 10, 20]
+    assert drive(Hooks([]), range(0, 30)) == []
+    assert Hooks([]).first_step(0) == NEVER
+
+
+def test_a_misspelt_hook_is_refused_with_a_suggestion() -> None:
+    class Plugin:
+        @cc.hookimpl
+        def on_sved(self, event: cc.Saved) -> None: ...
+
+    with pytest.raises(cc.ConfigError, match=r"no hook 'on_sved'; did you mean on_saved\?"):
+        cc.Callbacks(Plugin())
+
+
+def test_an_unmarked_hook_is_refused() -> None:
+    class Plugin:
+        def on_saved(self, event: cc.Saved) -> None: ...
+
+    with pytest.raises(cc.ConfigError, match="on_saved is not marked with @ckpt_callbacks.hookimpl"):
+        cc.Callbacks(Plugin())
+
+
+def test_a_wrong_signature_is_refused() -> None:
+    class Plugin:
+        @cc.hookimpl
+        def on_saved(self, step: int, path: str) -> None: ...
+
+    with pytest.raises(cc.ConfigError, match="on_saved"):
+        cc.Callbacks(Plugin())
+
+
+def test_something_that_is_no_plugin_is_refused() -> None:
+    with pytest.raises(cc.ConfigError, match="'runs/digits' is no plugin"):
+        cc.Callbacks("runs/digits")
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True])
+def test_every_must_be_a_positive_number(every: int) -> None:
+    with pytest.raises(cc.ConfigError, match="every must be an integer of at least 1"):
+        cc.hookimpl(every=every)(lambda: None)
+
+
+def test_every_is_for_steps_only() -> None:
+    with pytest.raises(cc.ConfigError, match="every= is for on_step only, not for on_saved"):
+
+        class Plugin:
+            @cc.hookimpl(every=2)
+            def on_saved(self, event: cc.Saved) -> None: ...
+
+
+def test_a_failing_plugin_is_reported_and_the_others_run(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        @cc.hookimpl(tryfirst=True)
+        def on_evicted(self, event: Evicted) -> None:
+            raise ZeroDivisionError("oops")
+
+    class Other:
+        seen = 0
+
+        @cc.hookimpl
+        def on_evicted(self) -> None:  # an implementation may leave the event out
+            self.seen += 1
+
+    other = Other()
+    with caplog.at_level(logging.ERROR, "ckpt_callbacks"):
+        Hooks([other, Failing()]).emit(Evicted("local", 1, "because"))
+
+    assert other.seen == 1
+    assert "Failing failed in on_evicted" in caplog.text
+    assert "ZeroDivisionError: oops" in caplog.text
+
+
+def test_order_and_wrappers_are_as_in_pluggy() -> None:
+    calls: list[str] = []
+
+    class First:
+        @cc.hookimpl(tryfirst=True)
+        def on_run_ended(self, event: RunEnded) -> None:
+            calls.append("first")
+
+    class Last:
+        @cc.hookimpl(trylast=True)
+        def on_run_ended(self, event: RunEnded) -> None:
+            calls.append("last")
+
+    class Around:
+        @cc.hookimpl(wrapper=True)
+        def on_run_ended(self, event: RunEnded) -> Iterator[None]:
+            calls.append("before")
+            result = yield
+            calls.append("after")
+            return result
+
+    Hooks([Last(), First()]).emit(RunEnded("finished", {}))
+    assert calls == ["first", "last"]
+
+    calls.clear()
+    Hooks([Last(), First(), Around()]).emit(RunEnded("finished", {}))
+    assert calls == ["before", "first", "last", "after"]
+
+
+def test_a_listener_may_cause_an_event() -> None:
+    seen: list[str] = []
+
+    class Echo:
+        def __init__(self) -> None:
+            self.hooks: Hooks | None = None
+
+        @cc.hookimpl
+        def on_evicted(self, event: Evicted) -> None:
+            seen.append(event.store)
+            if event.store == "local" and self.hooks:
+                self.hooks.emit(Evicted("other", event.step, ""))
+
+    echo = Echo()
+    echo.hooks = Hooks([echo])
+    echo.hooks.emit(Evicted("local", 1, ""))
+
+    assert seen == ["local", "other"]

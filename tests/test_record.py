@@ -1,0 +1,96 @@
+"""Records survive the disk, and damage never passes as data."""
+
+import json
+import math
+
+import pytest
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckpt_callbacks import RecordError
+from ckpt_callbacks.record import (
+    FORMAT,
+    Copy,
+    File,
+    Record,
+    RunFile,
+    record_from_json,
+    record_to_json,
+    run_from_json,
+    run_to_json,
+)
+
+names = st.text(min_size=1, max_size=8)
+records = st.builds(
+    Record,
+    step=st.integers(0, 1 << 40),
+    state=st.sampled_from(["saving", "complete", "evicting", "gone"]),
+    owner=names,
+    time=st.floats(0, 4e9),
+    metrics=strategies.metrics,
+    files=st.dictionaries(names, st.builds(File, st.integers(0, 1 << 50), names), max_size=3),
+    copies=st.dictionaries(
+        names,
+        st.builds(Copy, st.sampled_from(["staged", "confirmed"]), names, st.booleans()),
+        max_size=3,
+    ),
+)
+
+
+@given(records)
+def test_a_record_survives_the_disk(record: Record) -> None:
+    text = record_to_json(record)
+
+    assert "NaN" not in text  # JSON has none
+    again = record_from_json(text, "7.json")
+    assert repr(again) == repr(record)  # repr, since NaN is not equal to itself
+
+
+@given(records, st.data())
+def test_a_cut_record_is_an_error(record: Record, data: st.DataObject) -> None:
+    text = record_to_json(record)
+    cut = data.draw(st.integers(0, len(text) - 1))
+
+    with pytest.raises(RecordError, match=r"7\.json"):
+        record_from_json(text[:cut], "7.json")
+
+
+@pytest.mark.parametrize("field", ["step", "state", "owner", "time", "metrics", "files", "copies"])
+@pytest.mark.parametrize("value", [None, "x", [], -1])
+def test_a_field_of_the_wrong_kind_is_an_error(field: str, value: object) -> None:
+    good = json.loads(record_to_json(Record(1, "complete", "me", 0.0)))
+    if field == "owner" and value == "x":
+        value = 1
+    if field == "time" and value == -1:
+        value = {}
+
+    with pytest.raises(RecordError, match=r"7\.json is damaged"):
+        record_from_json(json.dumps({**good, field: value}), "7.json")
+
+
+def test_a_newer_format_is_refused_with_what_to_do() -> None:
+    text = json.dumps({"format": FORMAT + 1})
+
+    with pytest.raises(RecordError, match="install the version that wrote it"):
+        record_from_json(text, "7.json")
+    with pytest.raises(RecordError, match="install the version that wrote it"):
+        run_from_json(text, "run.json")
+
+
+def test_a_run_survives_the_disk() -> None:
+    run = RunFile(
+        "0123", [{"policy": "LatestN", "n": 2}], {"mlflow": {"run_id": "a"}}, {"mlflow": {"best": 3}}
+    )
+
+    assert run_from_json(run_to_json(run), "run.json") == run
+
+
+def test_infinities_and_nan_come_back() -> None:
+    record = Record(1, "complete", "me", 0.0, {"a": math.inf, "b": -math.inf, "c": math.nan})
+
+    again = record_from_json(record_to_json(record), "1.json").metrics
+
+    assert again["a"] == math.inf
+    assert again["b"] == -math.inf
+    assert math.isnan(again["c"])
