@@ -43,7 +43,8 @@ __all__ = ["RunDirectory", "replace_text"]
 ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 """Suffix of the folder that Orbax writes before it commits by renaming."""
 
-_owned: set[Path] = set()
+_owned: dict[Path, IO[str]] = {}
+"""The lock files of this process. Held here, since a lock goes when its file object does."""
 _owned_mutex = threading.Lock()
 
 
@@ -67,7 +68,6 @@ class RunDirectory:
         self.meta = self.root / ".ckpt_callbacks"
         self.records = self.meta / "records"
         self.trash = self.meta / "trash"
-        self._lock: IO[str] | None = None
 
     def path(self, step: int) -> Path:
         """Return where the checkpoint of `step` is or will be."""
@@ -114,18 +114,15 @@ class RunDirectory:
             except DirectoryLocked:
                 lock.close()
                 raise
-            _owned.add(real)
-        self._lock = lock
+            _owned[real] = lock
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         replace_text(self.meta / "owner.json", json.dumps(me))
 
     def release(self) -> None:
         """Give up ownership."""
-        if self._lock is not None:
-            with _owned_mutex:
-                _owned.discard(self.root.resolve())
-            self._lock.close()
-            self._lock = None
+        with _owned_mutex:
+            if lock := _owned.pop(self.root.resolve(), None):
+                lock.close()
 
     def _owner(self) -> str:
         try:

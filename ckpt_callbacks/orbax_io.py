@@ -7,12 +7,11 @@ and raises a failure once.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["PendingSave", "load", "save"]
+__all__ = ["PendingSave", "describe", "item_names", "load", "save"]
 
 Items = Mapping[str, Any]
 """Item name to a tree of leaves."""
@@ -53,15 +52,13 @@ def load(path: Path, like: Items) -> dict[str, Any]:
     return dict(ocp.load_checkpointables(path, dict(like)))
 
 
-def describe(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the items of a checkpoint as trees of metadata (`shape`, `dtype`), reading no array.
+def item_names(path: Path) -> list[str]:
+    """Return the names of the items in a checkpoint: each is a folder."""
+    return sorted(p.name for p in path.iterdir() if p.is_dir())
 
-    `names` limits it to some items.
-    """
+
+def describe(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return items of a checkpoint as trees of metadata (`shape`, `dtype`), reading no array."""
     from orbax.checkpoint import v1 as ocp
 
-    with warnings.catch_warnings():
-        # It asks for a sharding that only loading needs.
-        warnings.filterwarnings("ignore", message="Sharding info not provided")
-        found = dict(ocp.checkpointables_metadata(path).metadata)
-    return {k: v for k, v in found.items() if names is None or k in names}
+    return {name: ocp.metadata(path, checkpointable_name=name).metadata for name in names}

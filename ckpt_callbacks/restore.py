@@ -63,18 +63,22 @@ def read(
 ) -> S:
     """Return `like` with the values of the checkpoint at `path`, checked against `files`.
 
-    Structure and shapes are compared before any array is read.
+    Structure and shapes are compared before any array is read, and nothing is read of a file
+    before its digest was checked.
     """
-    found = orbax_io.describe(path, only)
-    if only and (absent := set(only) - set(found)):
-        has = ", ".join(sorted(orbax_io.describe(path)))
-        raise CheckpointNotFound(f"{path} has no item {', '.join(sorted(absent))}; it has {has}")
-    wanted = abstract(like, found)
-    if only:
-        wanted = {name: tree for name, tree in wanted.items() if name in only}
-    check_same(wanted, found, str(path))
+    items = orbax_io.item_names(path)
+    if absent := set(only or ()) - set(items):
+        raise CheckpointNotFound(
+            f"{path} has no item {', '.join(sorted(absent))}; it has {', '.join(items)}"
+        )
+    chosen = [name for name in items if only is None or name in only]
     if files is not None:
         verify(path, files, only)
+    found = orbax_io.describe(path, chosen)
+    wanted = abstract(like, items)
+    if only is not None:
+        wanted = {name: tree for name, tree in wanted.items() if name in chosen}
+    check_same(wanted, found, str(path))
     restored: S = apply(like, orbax_io.load(path, wanted))
     return restored
 

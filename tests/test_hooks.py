@@ -39,8 +39,8 @@ def test_every_asks_for_the_first_step_in_each_bucket() -> None:
 
 
 def test_steps_that_no_plugin_wants_cost_no_call() -> None:
-    assert drive(Hooks([Steps()]), range(0, 30)) == [0, 10, 20]
-    assert drive(Hooks([]), range(0, 30)) == []
+    assert drive(Hooks([Steps()]), range(30)) == [0, 10, 20]
+    assert drive(Hooks([]), range(30)) == []
     assert Hooks([]).first_step(0) == NEVER
 
 
@@ -57,7 +57,9 @@ def test_an_unmarked_hook_is_refused() -> None:
     class Plugin:
         def on_saved(self, event: cc.Saved) -> None: ...
 
-    with pytest.raises(cc.ConfigError, match="on_saved is not marked with @ckpt_callbacks.hookimpl"):
+    with pytest.raises(
+        cc.ConfigError, match=r"on_saved is not marked with @ckpt_callbacks\.hookimpl"
+    ):
         cc.Callbacks(Plugin())
 
 

@@ -1,9 +1,9 @@
 """What a store does next: promised at every action of every plan."""
 
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
+import strategies
 from ckpt_callbacks.plan import Alias, Delete, Publish, View, evictable, next_action, plan
 from ckpt_callbacks.retention import Candidate, KeepPolicy, LatestN, decide, promote
 

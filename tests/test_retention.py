@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
+import strategies
 from ckpt_callbacks import ConfigError, RecordError
 from ckpt_callbacks.retention import (
     BestN,
@@ -94,7 +94,9 @@ def test_aliases_name_kept_steps(policy: KeepPolicy, history: History) -> None:
 @given(strategies.histories, st.sampled_from(["min", "max"]))
 def test_best_is_the_best_finite_value(history: History, mode: str) -> None:
     policy = BestN(1, "loss", mode=mode)  # type: ignore[arg-type]
-    real = [(c.metrics["loss"], c.step) for c in history if finite(c.metrics.get("loss")) is not None]
+    real = [
+        (c.metrics["loss"], c.step) for c in history if finite(c.metrics.get("loss")) is not None
+    ]
 
     best = promote(policy, history).get("best")
 

@@ -1,0 +1,453 @@
+"""A run as a loop sees it: real Orbax, a tracker in memory."""
+
+import json
+import logging
+import math
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+import ckpt_callbacks as cc
+from ckpt_callbacks.testing import MemoryStore, Recorder
+
+KEEP = cc.LatestN(2) | cc.BestN(1, "score", mode="max")
+
+
+def new_state(value: float = 0.0) -> dict[str, Any]:
+    return {"model": {"w": jnp.full((4, 4), value)}, "moments": {"m": jnp.zeros(3)}}
+
+
+def advance(state: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(lambda x: x + 1, state)
+
+
+def callbacks_in(
+    directory: Path, *plugins: object, keep: cc.KeepPolicy = KEEP, every: int = 1
+) -> cc.Callbacks:
+    return cc.Callbacks(
+        cc.OrbaxCheckpoint(directory, save=cc.EveryNSteps(every), keep=keep),
+        *plugins,
+        drain_limit=10,
+    )
+
+
+def train(
+    callbacks: cc.Callbacks,
+    steps: int,
+    scores: dict[int, float] | None = None,
+    before: Callable[[int, cc.Run[Any]], None] = lambda step, run: None,
+) -> dict[str, Any]:
+    with callbacks.run(new_state()) as run:
+        state = run.state
+        for step in range(run.next_step, steps):
+            before(step, run)
+            state = advance(state)
+            if scores and step in scores:
+                run.on_eval(step, {"score": scores[step]})
+            run.on_step(step, state, {"loss": jnp.float32(step)})
+    return state
+
+
+def local_steps(directory: Path) -> set[int]:
+    return {int(p.name) for p in directory.iterdir() if p.name.isdecimal()}
+
+
+def test_all_places_hold_exactly_the_kept_steps(tmp_path: Path) -> None:
+    store = MemoryStore()
+    recorder = Recorder()
+    callbacks = callbacks_in(tmp_path / "run", store, recorder)
+
+    train(callbacks, 6, {0: 0.1, 1: 0.9, 3: 0.5, 5: 0.2})
+
+    assert local_steps(tmp_path / "run") == {1, 4, 5}
+    assert set(store.copies) == {1, 4, 5}
+    assert store.aliases == {"best": 1, "last": 5}
+    evicted = [(e.store, e.step) for e in recorder.of(cc.Evicted)]  # type: ignore[attr-defined]
+    assert {s for where, s in evicted if where == "local"} == {0, 2, 3}
+    assert not list((tmp_path / "run" / ".ckpt_callbacks" / "trash").iterdir())
+
+
+def test_the_directory_can_be_read_by_orbax_itself(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path / "run"), 3)
+
+    with ocp.training.Checkpointer(tmp_path / "run") as checkpointer:
+        assert [c.step for c in checkpointer.checkpoints] == [1, 2]
+    like = {"model": {"w": np.zeros((4, 4), np.float32)}}
+    loaded = ocp.load_checkpointables(tmp_path / "run" / "2", like)
+    np.testing.assert_array_equal(loaded["model"]["w"], np.full((4, 4), 3.0))
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+    store = MemoryStore()
+    train(callbacks_in(tmp_path / "run", store), 3)
+    recorder = Recorder()
+
+    state = train(callbacks_in(tmp_path / "run", store, recorder), 6)
+
+    assert recorder.of(cc.RunStarted) == [cc.RunStarted(tmp_path / "run", 2, 3)]
+    np.testing.assert_array_equal(state["model"]["w"], np.full((4, 4), 6.0))
+    assert [p.step for p in store.points] == [0, 1, 2, 3, 4, 5]
+    assert set(store.copies) == {4, 5}
+
+
+def test_a_resumed_run_whose_state_was_never_read_is_an_error(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path / "run"), 3)
+
+    with (
+        callbacks_in(tmp_path / "run").run(new_state()) as run,
+        pytest.raises(cc.UsageError, match=r"run\.state was never read.*`state = run\.state`"),
+    ):
+        run.on_step(3, new_state())
+
+
+def test_a_resumed_run_that_starts_over_is_an_error(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path / "run"), 3)
+
+    with callbacks_in(tmp_path / "run").run(new_state()) as run:
+        state = run.state
+        with pytest.raises(cc.UsageError, match=r"start it at run\.next_step, which is 3"):
+            run.on_step(0, state)
+
+
+def test_without_any_plugin_the_loop_runs_alone() -> None:
+    state = train(cc.Callbacks(), 5, {2: 0.5})
+
+    np.testing.assert_array_equal(state["model"]["w"], np.full((4, 4), 5.0))
+
+
+def test_an_evaluation_that_lacks_the_metric_warns_once(tmp_path: Path) -> None:
+    def evaluate(step: int, run: cc.Run[Any]) -> None:
+        if step in (1, 2):
+            run.on_eval(step, {"acc": 0.5})
+
+    with pytest.warns(cc.CkptCallbacksWarning, match="step 1 has no score.*were acc, loss") as seen:
+        train(callbacks_in(tmp_path / "run"), 4, before=evaluate)
+
+    assert len(seen) == 1
+
+
+def test_a_nan_is_never_best_and_evicts_nothing(tmp_path: Path) -> None:
+    store = MemoryStore()
+
+    train(callbacks_in(tmp_path / "run", store), 6, {0: 0.1, 1: 0.9, 3: math.nan, 5: math.inf})
+
+    assert store.aliases == {"best": 1, "last": 5}
+
+
+def test_a_late_evaluation_from_another_thread_ranks_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    promoted = threading.Event()
+
+    class Listener:
+        @cc.hookimpl
+        def on_promoted(self, event: cc.Promoted) -> None:
+            if (event.alias, event.step) == ("best", 1):
+                promoted.set()
+
+    with callbacks_in(tmp_path / "run", store, Listener()).run(new_state()) as run:
+        for step in range(2):
+            run.on_eval(step, {"score": 0.5 - step / 10})
+            run.on_step(step, new_state())
+        late = threading.Thread(target=run.on_eval, args=(1, {"score": 0.9}))
+        late.start()
+        late.join()
+        assert promoted.wait(30)
+
+    assert store.aliases == {"best": 1, "last": 1}
+
+
+def test_metrics_given_to_on_step_count_for_ranking(tmp_path: Path) -> None:
+    store = MemoryStore()
+    with callbacks_in(tmp_path / "run", store).run(new_state()) as run:
+        for step, score in enumerate([0.1, 0.9, 0.2, 0.3]):
+            run.on_step(step, new_state(), {"score": jnp.float32(score)})
+
+    assert store.aliases == {"best": 1, "last": 3}
+
+
+def test_what_changes_after_on_step_is_not_what_is_saved(tmp_path: Path) -> None:
+    @jax.jit
+    def zero(w: jax.Array) -> jax.Array:
+        return w * 0
+
+    donating = jax.jit(lambda w: w * 0, donate_argnums=0)
+    array = np.ones(300_000)
+    with callbacks_in(tmp_path / "run").run(
+        {"a": {"w": jnp.ones(300_000)}, "b": {"n": array}}
+    ) as run:
+        w = jnp.ones(300_000) * 7
+        run.on_step(0, {"a": {"w": w}, "b": {"n": array}})
+        donating(w)
+        array[:] = 0
+
+    like = {"a": {"w": jnp.zeros(300_000)}, "b": {"n": np.zeros(300_000)}}
+    restored = cc.restore(tmp_path / "run", like=like)
+    assert restored["a"]["w"].min() == 7
+    assert restored["b"]["n"].min() == 1
+
+
+def test_a_save_that_fails_is_one_event_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    good = new_state()
+    with callbacks_in(tmp_path / "run", recorder).run(good) as run:
+        run.on_step(0, good)
+        run.on_step(1, {**good, "bad": {"x": object()}})  # type: ignore[dict-item]
+        run.on_step(2, good)
+
+    failed = recorder.of(cc.SaveFailed)
+    assert [e.step for e in failed] == [1]  # type: ignore[attr-defined]
+    assert "the leaf at bad/x is a object" in caplog.text
+    assert local_steps(tmp_path / "run") == {0, 2}
+
+
+def test_a_state_that_cannot_be_saved_is_refused_at_the_start(tmp_path: Path) -> None:
+    with (
+        pytest.raises(cc.StateMismatch, match="the leaf at x is a object"),
+        callbacks_in(tmp_path / "run").run({"x": object()}),
+    ):
+        pass
+
+
+def test_a_foreign_checkpoint_is_not_touched(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "run" / "7", {"w": np.ones(3)})
+
+    with (
+        pytest.raises(cc.ConfigError, match=r"not saved by ckpt_callbacks \(steps 7\)"),
+        callbacks_in(tmp_path / "run").run(new_state()),
+    ):
+        pass
+
+    assert ocp.is_orbax_checkpoint(tmp_path / "run" / "7")
+    with callbacks_in(tmp_path / "other").run(new_state()):
+        pass  # and the refused directory holds no lock
+
+
+def test_a_tracker_that_is_down_is_reported_and_caught_up_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(call: str) -> None:
+        if call == "open":
+            raise ConnectionError("http://me:secret@host is down")
+
+    store = MemoryStore(before=refuse)
+    recorder = Recorder()
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint(tmp_path / "run", save=cc.EveryNSteps(1), keep=KEEP),
+        store,
+        recorder,
+        drain_limit=1,
+    )
+    with caplog.at_level(logging.WARNING, "ckpt_callbacks"):
+        train(callbacks, 4)
+
+    (ended,) = recorder.of(cc.RunEnded)
+    assert ended.unsent == {"memory": "open: ConnectionError: http://***@host is down"}  # type: ignore[attr-defined]
+    assert "secret" not in caplog.text
+    assert len(recorder.of(cc.MirrorFailed)) == 1
+    assert local_steps(tmp_path / "run") == {2, 3}
+
+    store.before = lambda call: None
+    train(callbacks_in(tmp_path / "run", store), 4)
+
+    assert set(store.copies) == {2, 3}
+    assert store.aliases == {"last": 3}
+    assert [p.step for p in store.points] == [0, 1, 2, 3]
+
+
+def test_uploads_slower_than_saves_still_move_last_and_pile_up_nothing(tmp_path: Path) -> None:
+    """Each upload ends only after two more checkpoints are complete."""
+    saved = threading.Semaphore(0)
+    most_local = 0
+
+    class Listener:
+        @cc.hookimpl
+        def on_saved(self, event: cc.Saved) -> None:
+            nonlocal most_local
+            most_local = max(most_local, len(local_steps(tmp_path / "run")))
+            saved.release()
+
+    trained = threading.Event()
+
+    def wait_for_saves(call: str) -> None:
+        for _ in range(2 if call == "put" else 0):
+            while not saved.acquire(timeout=0.05) and not trained.is_set():
+                pass
+
+    store = MemoryStore(before=wait_for_saves)
+    recorder = Recorder()
+    callbacks = callbacks_in(tmp_path / "run", store, recorder, Listener(), keep=cc.LatestN(1))
+    train(callbacks, 12, before=lambda step, run: trained.set() if step == 11 else None)
+
+    moves = [e.step for e in recorder.of(cc.Promoted)]  # type: ignore[attr-defined]
+    assert moves == sorted(moves)
+    assert len(moves) >= 3
+    assert store.aliases == {"last": 11}
+    assert set(store.copies) == {11}
+    assert most_local <= 4
+
+
+def test_a_damaged_checkpoint_is_an_error_with_the_name_of_the_file(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path / "run"), 2)
+    data = max((tmp_path / "run" / "1" / "model").rglob("d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.chmod(0o644)
+    data.write_bytes(content)
+
+    with pytest.raises(cc.CorruptCheckpoint, match=data.name):
+        cc.restore(tmp_path / "run", like=new_state())
+    part = cc.restore(tmp_path / "run", like=new_state(), only="moments")
+    np.testing.assert_array_equal(part["moments"]["m"], np.full(3, 2.0))
+
+
+def test_restores_best_last_a_step_and_a_part(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path / "run"), 4, {0: 0.9, 2: 0.1})
+
+    def w(which: int | str) -> float:
+        restored = cc.restore(tmp_path / "run", like=new_state(), which=which)
+        return float(restored["model"]["w"][0, 0])
+
+    assert (w("best"), w("last"), w(2)) == (1.0, 4.0, 3.0)
+    only = cc.restore(tmp_path / "run", like=new_state(-1), only="moments")
+    assert float(only["model"]["w"][0, 0]) == -1
+    alone = cc.restore(tmp_path / "run" / "2", like={"model": new_state()["model"]}, only="model")
+    assert float(alone["model"]["w"][0, 0]) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"which": 1}, cc.CheckpointNotFound, "has no step 1; it has 2, 3"),
+        (
+            {"which": "best"},
+            cc.CheckpointNotFound,
+            "no checkpoint 'best'; it has last and steps 2, 3",
+        ),
+        ({"only": "params"}, cc.CheckpointNotFound, "no item params; it has model, moments"),
+        ({"like": {"model": {"w": jnp.ones(3)}}}, cc.StateMismatch, r"shape \(3,\) in the state"),
+        (
+            {"like": {**new_state(), "ema": {"w": jnp.ones(3)}}},
+            cc.StateMismatch,
+            "ema/w: not in the",
+        ),
+    ],
+)
+def test_a_restore_that_cannot_work_says_what_is_there(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    train(callbacks_in(tmp_path / "run"), 4)
+
+    with pytest.raises(error, match=message):
+        cc.restore(tmp_path / "run", **{"like": new_state(), **options})
+
+
+def test_a_wrong_place_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(cc.ConfigError, match="neither a run directory nor a checkpoint"):
+        cc.restore(tmp_path, like=new_state())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: cc.Callbacks(MemoryStore()), "an OrbaxCheckpoint must be given too"),
+        (lambda: callbacks_in(Path("r"), MemoryStore(), MemoryStore()), "two stores have the name"),
+        (lambda: callbacks_in(Path("r"), cc.OrbaxCheckpoint("b", cc.EveryNSteps(1), KEEP)), "one"),
+        (lambda: cc.OrbaxCheckpoint("r", 50, KEEP), "save must be a save policy .* not 50"),
+        (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps(1), 3), "keep must be a keep policy"),
+        (lambda: cc.Callbacks().run({}, config={"f": len}), "config must hold JSON values only"),
+    ],
+)
+def test_a_wrong_setup_is_refused_where_it_is_made(make: Any, message: str) -> None:
+    with pytest.raises(cc.ConfigError, match=message):
+        make()
+
+
+def test_on_step_outside_of_the_with_statement_is_an_error(tmp_path: Path) -> None:
+    run = callbacks_in(tmp_path / "run").run(new_state())
+    with pytest.raises(cc.UsageError, match="outside of the with statement"):
+        run.on_step(0, new_state())
+    with run:
+        run.on_step(0, new_state())
+    with pytest.raises(cc.UsageError, match="outside of the with statement"):
+        run.on_step(1, new_state())
+
+
+def test_an_exception_in_the_loop_ends_the_run_as_failed(tmp_path: Path) -> None:
+    def fail(step: int, run: cc.Run[Any]) -> None:
+        if step == 1:
+            raise ZeroDivisionError
+
+    recorder = Recorder()
+    with pytest.raises(ZeroDivisionError):
+        train(callbacks_in(tmp_path / "run", recorder), 3, before=fail)
+
+    assert recorder.of(cc.RunEnded) == [cc.RunEnded("failed", {})]
+    assert local_steps(tmp_path / "run") == {0}
+
+
+def test_no_thread_survives_a_run(tmp_path: Path) -> None:
+    before = {t.name for t in threading.enumerate()}
+
+    train(callbacks_in(tmp_path / "run", MemoryStore()), 5)
+
+    assert {t.name for t in threading.enumerate() if t.name.startswith("ckpt-")} == set()
+    assert len({t.name for t in threading.enumerate()} - before) <= 1  # jax's own
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import ckpt_callbacks as cc
+
+class Kill:
+    @cc.hookimpl
+    def on_saved(self, event):
+        if event.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+callbacks = cc.Callbacks(
+    cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(1), keep=cc.LatestN(2)), Kill()
+)
+with callbacks.run({"w": np.zeros(1000)}) as run:
+    state = run.state
+    for step in range(run.next_step, 9):
+        state = {"w": state["w"] + 1}
+        run.on_step(step, state)
+"""
+
+
+def test_what_a_kill_left_is_finished_by_the_next_run(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", KILLED, root], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    # What other kills leave: a save that never committed, and an eviction half done.
+    (root / "9.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+    records = root / ".ckpt_callbacks" / "records"
+    three = json.loads((records / "3.json").read_text())
+    (records / "9.json").write_text(
+        json.dumps({**three, "step": 9, "state": "saving", "files": {}})
+    )
+    two = json.loads((records / "2.json").read_text())
+    (records / "2.json").write_text(json.dumps({**two, "state": "evicting"}))
+
+    callbacks = callbacks_in(root, keep=cc.LatestN(2))
+    with callbacks.run({"w": np.zeros(1000)}) as run:
+        assert run.next_step == max(local_steps(root)) + 1
+        assert run.state["w"][0] == run.next_step
+
+    names = {p.name for p in root.iterdir()} - {".ckpt_callbacks"}
+    assert names == {p.stem for p in records.iterdir()}
+    assert all(json.loads(p.read_text())["state"] == "complete" for p in records.iterdir())
+    assert not list((root / ".ckpt_callbacks" / "trash").iterdir())
