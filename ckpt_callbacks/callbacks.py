@@ -231,7 +231,9 @@ class Run(Generic[S]):
             step: the step that was measured.
             metrics: numbers; scalars on the device are waited for.
         """
-        values = host_floats(metrics)
+        values, problems = host_floats(metrics)
+        for problem in problems.values():
+            warnings.warn(problem, CkptCallbacksWarning, stacklevel=2)
         self._hooks.emit(Eval(step, values))
         if self._engine:
             self._log((step, values))

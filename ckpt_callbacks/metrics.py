@@ -9,42 +9,43 @@ loses nothing that has reached the file.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckpt_callbacks.errors import CkptCallbacksWarning
 from ckpt_callbacks.stores import MetricPoint
 
 __all__ = ["MetricBuffer", "MetricLog", "host_floats"]
+
+logger = logging.getLogger("ckpt_callbacks")
 
 INTERVAL = 0.25
 """Seconds between two reads of the loop's metrics."""
 
 
-def host_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+def host_floats(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
     """Return the metrics as Python floats, waiting for the device where needed.
 
-    A value that is no number, or whose device buffer was donated away, is left out with a warning.
+    The second value tells, by name, why a metric is left out: it is no number, or its device
+    buffer was donated away.
     """
     values: dict[str, float] = {}
+    problems: dict[str, str] = {}
     for name, value in metrics.items():
         try:
             values[name] = float(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            warnings.warn(
+            problems[name] = (
                 f"metric {name!r} is left out: {type(value).__qualname__} is no number "
-                f"that can be read ({str(error).splitlines()[0]})",
-                CkptCallbacksWarning,
-                stacklevel=2,
+                f"that can be read ({str(error).splitlines()[0]})"
             )
-    return values
+    return values, problems
 
 
 class MetricLog:
@@ -150,6 +151,7 @@ class MetricBuffer:
         self._waiting: deque[tuple[int, Mapping[str, Any]]] = deque()
         self.append = self._waiting.append
         """Add `(step, metrics)`; the mapping must not change afterwards."""
+        self._reported: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ckpt-metrics", daemon=True)
         self._thread.start()
@@ -169,10 +171,14 @@ class MetricBuffer:
         if taken:
             now = time.time()
             host = _on_host([metrics for _, metrics in taken])
-            self._log.append(
-                MetricPoint(step, now, host_floats(m))
-                for (step, _), m in zip(taken, host, strict=True)
-            )
+            points: list[MetricPoint] = []
+            for (step, _), metrics in zip(taken, host, strict=True):
+                values, problems = host_floats(metrics)
+                points.append(MetricPoint(step, now, values))
+                for name in problems.keys() - self._reported:
+                    logger.warning("%s", problems[name])
+                self._reported |= problems.keys()
+            self._log.append(points)
             self._wake()
 
 

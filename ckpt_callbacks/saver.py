@@ -104,7 +104,8 @@ class Saver:
         ledger, directory = self._ledger, self._ledger.directory
         try:
             # Before the commit, so that a kill right after it leaves a record that can be ranked.
-            ledger.reported(save.step, host_floats(save.metrics))
+            metrics, _ = host_floats(save.metrics)  # the buffer tells of those it can not read
+            ledger.reported(save.step, metrics)
             save.pending.result()
             record = ledger.completed(save.step, seal(directory.path(save.step)))
         except Exception as error:

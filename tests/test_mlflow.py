@@ -1,0 +1,167 @@
+"""MLflow on its embedded default: a sqlite file and local artifacts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+import ckpt_callbacks as cc
+from ckpt_callbacks.stores import MetricPoint, RunInfo
+from ckpt_callbacks.testing import StoreContract, make_checkpoint
+from ckpt_callbacks_mlflow import MLflowTracker
+
+Make = Callable[[], MLflowTracker]
+
+
+def tracker(tmp_path: Path, register_as: str | None = "digits") -> MLflowTracker:
+    return MLflowTracker(
+        "digits",
+        register_as=register_as,
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        artifact_location=str(tmp_path / "artifacts"),
+    )
+
+
+def client(tmp_path: Path) -> MlflowClient:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    return MlflowClient(uri, uri)
+
+
+def opened(tmp_path: Path, store: MLflowTracker, **refs: str) -> MLflowTracker:
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    config = {"lr": 0.1, "layers": [3, 4], "long": "x" * 7000}
+    store.open(RunInfo("0123456789ab", "run", config, tmp_path / "scratch", refs))
+    return store
+
+
+class TestRegistered(StoreContract):
+    @pytest.fixture
+    def make_store(self, tmp_path: Path) -> Make:
+        return lambda: tracker(tmp_path)
+
+
+class TestUnregistered(StoreContract):
+    @pytest.fixture
+    def make_store(self, tmp_path: Path) -> Make:
+        return lambda: tracker(tmp_path, register_as=None)
+
+
+def test_a_checkpoint_is_a_ready_model_that_links_the_files(tmp_path: Path) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    checkpoint = make_checkpoint(tmp_path, 7)
+
+    copy = store.put(checkpoint, [])
+
+    (model,) = client(tmp_path).search_logged_models(["1"])
+    assert str(model.status) == "READY"
+    assert model.params == {"step": "7", "digest": checkpoint.digest}
+    assert copy.shared
+    copied = Path(model.artifact_location) / "checkpoint" / "model" / "d" / "data"
+    assert copied.samefile(checkpoint.path / "model" / "d" / "data")
+    # NaN would be stored as 0.0 next to the id of a model, and rank as a good loss.
+    assert {m.key for m in model.metrics} == {"loss"}
+
+
+def test_an_evicted_checkpoint_leaves_no_file(tmp_path: Path) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    for step in (1, 2):
+        store.put(make_checkpoint(tmp_path, step), [])
+
+    store.delete(1)
+
+    (model,) = client(tmp_path).search_logged_models(["1"])
+    assert [p.name for p in (tmp_path / "artifacts" / "models").iterdir()] == [model.model_id]
+    (version,) = client(tmp_path).search_model_versions("name = 'digits'")
+    assert version.tags["ckpt_callbacks_step"] == "2"
+
+
+def test_an_upload_that_was_cut_is_completed(tmp_path: Path) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    checkpoint = make_checkpoint(tmp_path, 7)
+    model = store._create(checkpoint)  # pending, and half of its files there
+    half = Path(model.artifact_location) / "checkpoint" / "model" / "d"
+    half.mkdir(parents=True)
+    (half / "data").write_bytes(b"half")
+    listing = store.list()
+    assert listing is not None
+    assert not listing.copies
+
+    store.put(checkpoint, [])
+
+    (model,) = client(tmp_path).search_logged_models(["1"])
+    assert str(model.status) == "READY"
+    assert (half / "data").read_bytes() == (checkpoint.path / "model" / "d" / "data").read_bytes()
+
+
+def test_a_run_whose_answer_was_lost_is_found_again(tmp_path: Path) -> None:
+    opened(tmp_path, tracker(tmp_path))
+
+    opened(tmp_path, tracker(tmp_path))
+
+    assert len(client(tmp_path).search_runs(["1"])) == 1
+
+
+def test_a_resumed_run_is_the_same_run_with_its_params(tmp_path: Path) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    store.close("killed")
+    (run,) = client(tmp_path).search_runs(["1"])
+    assert run.info.status == "KILLED"
+
+    opened(tmp_path, tracker(tmp_path), run_id=run.info.run_id)
+
+    (run,) = client(tmp_path).search_runs(["1"])
+    assert run.info.status == "RUNNING"
+    assert run.data.params["lr"] == "0.1"
+    assert run.data.params["layers"] == "[3, 4]"
+    assert len(run.data.params["long"]) == 6000
+
+
+def test_metrics_sent_twice_are_stored_once(tmp_path: Path) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    points = [MetricPoint(s, 1.5, {"val@loss": s / 2}) for s in range(3)]
+    store.log_metrics(points)
+    store.log_metrics(points)
+
+    (run,) = client(tmp_path).search_runs(["1"])
+    history = client(tmp_path).get_metric_history(run.info.run_id, "val_loss")
+    assert [(m.step, m.value, m.timestamp) for m in history] == [
+        (0, 0.0, 1500), (1, 0.5, 1500), (2, 1.0, 1500),
+    ]  # fmt: skip
+
+
+def test_latest_is_not_ours_to_set(tmp_path: Path) -> None:
+    """The reason why the alias is `last`."""
+    store = opened(tmp_path, tracker(tmp_path))
+    store.put(make_checkpoint(tmp_path, 7), [])
+
+    with pytest.raises(MlflowException, match="latest"):
+        store.alias("latest", 7)
+
+
+def test_versions_of_others_stay(tmp_path: Path) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    store.put(make_checkpoint(tmp_path, 7), [])
+    other = client(tmp_path).create_model_version("digits", source=str(tmp_path))
+    client(tmp_path).set_registered_model_alias("digits", "champion", str(other.version))
+
+    listing = store.list()
+    assert listing is not None
+    assert dict(listing.aliases) == {}
+    store.delete(7)
+
+    left = client(tmp_path).get_registered_model("digits")
+    assert {str(k): str(v) for k, v in left.aliases.items()} == {"champion": str(other.version)}
+
+
+def test_without_mlflow_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_callbacks.extras.find_spec", lambda name: None)
+
+    with pytest.raises(cc.MissingExtra, match=r"pip install 'ckpt-callbacks\[mlflow\]'"):
+        MLflowTracker("digits")
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(cc.ConfigError, match="must not be empty"):
+        MLflowTracker("")

@@ -1,0 +1,128 @@
+"""W&B in offline mode: the real client, and what it wrote to its log."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ckpt_callbacks as cc
+import wandb_log
+from ckpt_callbacks.stores import MetricPoint, RunInfo
+from ckpt_callbacks.testing import StoreContract, make_checkpoint
+from ckpt_callbacks_wandb import WandbTracker
+
+
+def opened(tmp_path: Path, **options: str) -> WandbTracker:
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    store = WandbTracker(project="digits", dir=tmp_path / "logs", **options)  # type: ignore[arg-type]
+    store.open(RunInfo("0123456789ab", "my run", {"lr": 0.1}, tmp_path / "scratch", {}))
+    return store
+
+
+class TestOffline(StoreContract):
+    lists = False
+
+    @pytest.fixture
+    def make_store(self, tmp_path: Path) -> Callable[[], WandbTracker]:
+        return lambda: WandbTracker(project="digits", dir=tmp_path / "logs")
+
+
+def test_a_checkpoint_is_an_artifact_whose_files_are_held(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    checkpoint = make_checkpoint(tmp_path, 7)
+
+    copy = store.put(checkpoint, ["best"])
+    store.close("finished")
+
+    assert (copy.state, copy.ref, copy.shared) == ("staged", "my-run:step-7", True)
+    (logged,) = wandb_log.artifacts(tmp_path / "logs")
+    assert logged.name == "my-run"
+    assert logged.aliases == {"best", "step-7", "latest"}  # `latest` is W&B's own
+    assert logged.metadata["step"] == 7
+    assert logged.metadata["digest"] == checkpoint.digest
+    assert logged.metadata["metrics"] == {"loss": 1 / 8}
+    held = Path(logged.files["checkpoint/model/d/data"])
+    assert held.samefile(checkpoint.path / "model" / "d" / "data")  # no copy
+    assert "checkpoint.json" in logged.files
+
+
+def test_nothing_is_staged_or_cached_by_wandb(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.put(make_checkpoint(tmp_path, 7, b"x" * 1_000_000), [])
+    store.close("finished")
+
+    for folder in ("wandb_data_dir", "wandb_cache_dir", "logs"):
+        files = [p for p in (tmp_path / folder).rglob("*") if p.is_file()]
+        assert sum(p.stat().st_size for p in files) < 200_000
+
+
+def test_files_are_held_until_the_checkpoint_is_no_longer_wanted(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.put(make_checkpoint(tmp_path, 1), [])
+    store.put(make_checkpoint(tmp_path, 2), [])
+
+    store.delete(1)
+
+    assert [p.name for p in (tmp_path / "scratch").iterdir()] == ["2"]
+    store.close("finished")
+
+
+def test_metrics_have_a_step_of_their_own(tmp_path: Path) -> None:
+    """W&B drops values at a step below its current one: a resumed run would lose them."""
+    store = opened(tmp_path)
+    store.log_metrics([MetricPoint(5, 1.0, {"loss": 1.0}), MetricPoint(3, 2.0, {"loss": 2.0})])
+    store.close("finished")
+
+    rows = wandb_log.history(tmp_path / "logs")
+    assert [(r["trainer/step"], r["loss"]) for r in rows] == [(5, 1.0), (3, 2.0)]
+    defined = [
+        (r.metric.glob_name or r.metric.name, r.metric.step_metric)
+        for r in wandb_log.records(wandb_log.logs(tmp_path / "logs")[0])
+        if r.WhichOneof("record_type") == "metric"
+    ]
+    assert ("*", "trainer/step") in defined
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from ckpt_callbacks.stores import RunInfo
+from ckpt_callbacks.testing import make_checkpoint
+from ckpt_callbacks_wandb import WandbTracker
+
+root = Path(sys.argv[1])
+store = WandbTracker(project="digits", dir=root / "logs")
+store.open(RunInfo("0123456789ab", "run", {}, root, {}))
+store.put(make_checkpoint(root, 7), ["last"])
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_one_second_later_loses_nothing(tmp_path: Path) -> None:
+    """The client's default loses up to 15 s."""
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+
+    assert wandb_log.aliases(tmp_path / "logs") == {"last": 7, "step-7": 7, "latest": 7}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"project": ""}, "project must not be empty"),
+        ({"project": "p", "mode": "online"}, "mode 'online' is not supported; use 'offline'"),
+        ({"project": "p", "artifact": "a/b"}, "artifact 'a/b' must be letters, digits"),
+    ],
+)
+def test_a_wrong_option_is_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(cc.ConfigError, match=message):
+        WandbTracker(**options)  # type: ignore[arg-type]
+
+
+def test_without_wandb_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_callbacks.extras.find_spec", lambda name: None)
+
+    with pytest.raises(cc.MissingExtra, match=r"pip install 'ckpt-callbacks\[wandb\]'"):
+        WandbTracker("digits")
