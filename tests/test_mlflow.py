@@ -1,5 +1,8 @@
 """MLflow on its embedded default: a sqlite file and local artifacts."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +64,7 @@ def test_a_checkpoint_is_a_ready_model_that_links_the_files(tmp_path: Path) -> N
     copied = Path(model.artifact_location) / "checkpoint" / "model" / "d" / "data"
     assert copied.samefile(checkpoint.path / "model" / "d" / "data")
     # NaN would be stored as 0.0 next to the id of a model, and rank as a good loss.
-    assert {m.key for m in model.metrics} == {"loss"}
+    assert {m.key: m.value for m in model.metrics} == {"checkpoint/loss": 1 / 8}
 
 
 def test_an_evicted_checkpoint_leaves_no_file(tmp_path: Path) -> None:
@@ -153,6 +156,37 @@ def test_versions_of_others_stay(tmp_path: Path) -> None:
 
     left = client(tmp_path).get_registered_model("digits")
     assert {str(k): str(v) for k, v in left.aliases.items()} == {"champion": str(other.version)}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from ckpt_callbacks.stores import RunInfo
+from ckpt_callbacks_mlflow import MLflowTracker
+
+@event.listens_for(Engine, "before_cursor_execute")
+def kill(connection, cursor, statement, *rest):
+    if "CREATE TABLE params" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+uri = f"sqlite:///{sys.argv[1]}/mlflow.db"
+store = MLflowTracker("digits", tracking_uri=uri)
+store.open(RunInfo("0123456789ab", "run", {}, Path(sys.argv[1]), {}))
+"""
+
+
+def test_a_kill_while_mlflow_creates_its_database_does_no_harm(tmp_path: Path) -> None:
+    """Its half-made tables could neither be used nor repaired."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob("mlflow.db*"))
+
+    opened(tmp_path, tracker(tmp_path))
+
+    assert [p.name for p in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
+    assert len(client(tmp_path).search_runs(["1"])) == 1
 
 
 def test_without_mlflow_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.extras import require
 from ckpt_callbacks.manifest import link_tree
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
+from ckpt_callbacks_mlflow._database import create_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,10 @@ class MLflowTracker(Tracker):
     def open(self, run: RunInfo) -> Mapping[str, str]:
         # Here and not above: it takes seconds, and this is the worker's thread.
         from mlflow import MlflowClient
+        from mlflow.tracking import get_tracking_uri
 
+        self._tracking_uri = self._tracking_uri or get_tracking_uri()
+        create_database(self._tracking_uri, run.run_id)
         self._client = client = MlflowClient(self._tracking_uri, self._tracking_uri)
         self._key = run.run_id
         self._experiment_id = self._find_or_create_experiment()
@@ -160,9 +164,7 @@ class MLflowTracker(Tracker):
         self._client.set_terminated(self._run_id, _STATUS[status])
 
     def hint(self) -> str:
-        from mlflow.tracking import get_tracking_uri
-
-        uri = self._tracking_uri or get_tracking_uri()
+        uri = self._tracking_uri or "the tracking URI"
         if uri.startswith("http"):
             return f"{uri}/#/experiments/{self._experiment_id}?workflowType=machine_learning"
         return (
@@ -238,12 +240,14 @@ class MLflowTracker(Tracker):
     def _log_model_metrics(self, model: LoggedModel, checkpoint: Checkpoint) -> None:
         from mlflow.entities import Metric
 
-        logged = {m.key for m in model.metrics or []}
+        # A metric of a model is one of its run too, so these have a name of their own: the run's
+        # history of `loss` stays one value a step. The fixed time makes a repetition harmless.
+        at, step, model_id = model.creation_timestamp, checkpoint.step, model.model_id
         metrics = [
-            Metric(_key(k), v, model.creation_timestamp, checkpoint.step, model_id=model.model_id)
-            for k, v in checkpoint.metrics.items()
+            Metric(_key(f"checkpoint/{name}"), value, at, step, model_id=model_id)
+            for name, value in checkpoint.metrics.items()
             # With a model's id MLflow stores NaN as 0.0, which would rank as a good loss.
-            if math.isfinite(v) and _key(k) not in logged
+            if math.isfinite(value)
         ]
         if metrics:
             self._client.log_batch(self._run_id, metrics=metrics)
