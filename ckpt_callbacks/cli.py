@@ -22,9 +22,7 @@ def main() -> None:
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
 def ls(directory: Path) -> None:
     """List the checkpoints in the run directory DIRECTORY."""
-    from rich.console import Console
-
     try:
-        Console().print(summarize(directory))
+        click.echo(summarize(directory))
     except CkptCallbacksError as error:
         raise click.ClickException(str(error)) from error

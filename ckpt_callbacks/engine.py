@@ -48,14 +48,14 @@ class Engine:
         try:
             self.ledger = Ledger(directory, keep, self._wake)
             _recover(self.ledger)
+            self.resumed: Record | None = self.ledger.newest()
+            log = MetricLog(directory.meta, self.resumed.step if self.resumed else None)
         except BaseException:
             directory.release()
             raise
-        self.resumed: Record | None = self.ledger.newest()
-        log = MetricLog(directory.meta, self.resumed.step if self.resumed else None)
-        self._saver = saver = Saver(self.ledger, hooks)
-        self._buffer = MetricBuffer(log, self._wake)
         self._log = log
+        self._buffer = MetricBuffer(log, self._wake)
+        self._saver = saver = Saver(self.ledger, hooks, self._buffer.flush)
         for store in stores:
             info = RunInfo(
                 run_id=self.ledger.run_id,
@@ -117,10 +117,11 @@ def _recover(ledger: Ledger) -> None:
     directory = ledger.directory
     for step, record in ledger.records().items():
         committed = directory.is_committed(step)
-        if record.state == "saving" and committed:
+        if record.state == "saving" and record.logged and committed:
             ledger.completed(step, seal(directory.path(step)))
         elif record.state == "saving":
             directory.remove_uncommitted(step)
+            directory.to_trash(step)
             ledger.failed(step)
         elif record.state == "evicting":
             directory.to_trash(step)

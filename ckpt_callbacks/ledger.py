@@ -142,11 +142,13 @@ class Ledger:
         self._write(Record(step, "saving", self.run_id, time.time(), dict(metrics)))
 
     def reported(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The loop's own metrics at a saved step; those of an evaluation go before them."""
+        """All metrics up to a step that is being saved are logged, and these are its own.
+
+        Those of an evaluation go before them.
+        """
         with self._mutex:
             record = self._records[step]
-            if not metrics.keys() <= record.metrics.keys():
-                self._write(replace(record, metrics={**metrics, **record.metrics}))
+            self._write(replace(record, metrics={**metrics, **record.metrics}, logged=True))
 
     def completed(self, step: int, files: Mapping[str, File]) -> Record:
         """A save is committed and sealed."""

@@ -66,8 +66,12 @@ class MetricLog:
         self._floor: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         if self._state_path.exists():
-            state = json.loads(self._state_path.read_text())
-            self._floor, self._sent = state["floor"], state["sent"]
+            try:
+                state = json.loads(self._state_path.read_text())
+                self._floor, self._sent = dict(state["floor"]), dict(state["sent"])
+            except (ValueError, KeyError, TypeError):
+                # After a power cut. Trackers get again what they have, and nothing is lost.
+                logger.warning("%s is damaged: metrics are sent again", self._state_path)
         self._path.touch()
         self._drop_torn_tail()
         self._repeated = dict(self._floor)
@@ -118,9 +122,12 @@ class MetricLog:
             for line in file:
                 if not line.endswith(b"\n") or len(points) == limit:
                     break
-                step, at, values = json.loads(line)
-                points.append(MetricPoint(step, at, values))
                 offset += len(line)
+                try:
+                    step, at, values = json.loads(line)
+                    points.append(MetricPoint(step, at, values))
+                except (ValueError, TypeError):
+                    logger.warning("%s holds a damaged line: its metrics are lost", self._path)
         return points, offset
 
     def _drop_torn_tail(self) -> None:
@@ -152,6 +159,9 @@ class MetricBuffer:
         self.append = self._waiting.append
         """Add `(step, metrics)`; the mapping must not change afterwards."""
         self._reported: set[str] = set()
+        self._unwritten: list[MetricPoint] = []
+        self._failing = False
+        self._mutex = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ckpt-metrics", daemon=True)
         self._thread.start()
@@ -161,10 +171,15 @@ class MetricBuffer:
         self._stop.set()
         self._thread.join()
 
+    def flush(self) -> None:
+        """Write down all that was appended before this call."""
+        with self._mutex:
+            self._flush()
+
     def _run(self) -> None:
         while not self._stop.wait(INTERVAL):
-            self._flush()
-        self._flush()
+            self.flush()
+        self.flush()
 
     def _flush(self) -> None:
         taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
@@ -178,8 +193,17 @@ class MetricBuffer:
                 for name in problems.keys() - self._reported:
                     logger.warning("%s", problems[name])
                 self._reported |= problems.keys()
-            self._log.append(points)
-            self._wake()
+            self._unwritten += points
+        if self._unwritten:
+            try:
+                self._log.append(self._unwritten)
+            except OSError as error:  # such as a full disk: kept in memory, tried again
+                if not self._failing:
+                    logger.error("metrics can not be written: %s", error)
+                self._failing = True
+            else:
+                self._unwritten, self._failing = [], False
+                self._wake()
 
 
 def _on_host(batch: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

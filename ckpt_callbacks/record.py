@@ -70,6 +70,9 @@ class Record:
     time: float
     """Start of the save, seconds since the epoch; for display only."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    logged: bool = False
+    """Whether all metrics up to this step have left the loop's memory. A checkpoint without is
+    not gone on from, since the metrics that a kill took would never be made again."""
     files: Mapping[str, File] = field(default_factory=dict)
     """By path below the checkpoint, with forward slashes; empty until complete."""
     copies: Mapping[str, Copy] = field(default_factory=dict)
@@ -116,6 +119,7 @@ def record_from_json(text: str, where: str) -> Record:
             owner=_typed(values["owner"], str),
             time=float(values["time"]),
             metrics={k: float(v) for k, v in values["metrics"].items()},
+            logged=_typed(values["logged"], bool),
             files={
                 k: File(_typed(v["size"], int), _typed(v["digest"], str))
                 for k, v in values["files"].items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The checkpoints of a run. `str()` gives the table, and so does printing with rich."""
+    """The checkpoints of a run. Print it for the table, plainly or with rich."""
 
     rows: list[Row]
     metrics: list[str]
@@ -75,8 +76,9 @@ class Summary:
         from rich.console import Console
 
         out = io.StringIO()
-        Console(file=out, width=120, highlight=False).print(self, soft_wrap=True)
-        return out.getvalue().rstrip("\n")
+        console = Console(file=out, width=shutil.get_terminal_size((100, 25)).columns)
+        console.print(self, soft_wrap=True)  # the hints in whole lines, to be copied
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> Summary:

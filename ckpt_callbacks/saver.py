@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,16 @@ class _InFlight:
 
 
 class Saver:
-    """Saves one checkpoint at a time and evicts."""
+    """Saves one checkpoint at a time and evicts.
 
-    def __init__(self, ledger: Ledger, hooks: Hooks) -> None:
+    Args:
+        ledger: gets the facts.
+        hooks: get the events.
+        flush: writes down all metrics that the loop has logged so far.
+    """
+
+    def __init__(self, ledger: Ledger, hooks: Hooks, flush: Callable[[], None]) -> None:
+        self._flush = flush
         self._ledger = ledger
         self._hooks = hooks
         self._work: queue.SimpleQueue[_InFlight | None] = queue.SimpleQueue()
@@ -58,22 +65,21 @@ class Saver:
         """
         self._idle.wait()
         started = time.monotonic()
-        directory = self._ledger.directory
+        path = self._ledger.directory.path(step)
         try:
             items = capture(state)
-            if directory.path(step).exists():
-                raise ConfigError(f"{directory.path(step)} exists and is not of this run")
+            if path.exists():
+                raise ConfigError(f"{path} exists and is not of this run")
+            self._ledger.saving(step, evaluated)
         except Exception as error:
             self._report(step, error)
             return
-        self._ledger.saving(step, evaluated)
-        self._idle.clear()
         try:
-            pending = orbax_io.save(directory.path(step), items, {"run": self._ledger.run_id})
+            pending = orbax_io.save(path, items, {"run": self._ledger.run_id})
         except Exception as error:
             self._discard(step, error)
-            self._idle.set()
         else:
+            self._idle.clear()
             self._work.put(_InFlight(step, pending, metrics, started))
 
     def wake(self) -> None:
@@ -96,14 +102,19 @@ class Saver:
             if work:
                 self._finish(work)
                 self._idle.set()
-            self._evict()
+            try:
+                self._evict()
+            except Exception:
+                logger.exception("could not evict; the next run in this directory does it")
             if self._stopping and self._work.empty():
                 return
 
     def _finish(self, save: _InFlight) -> None:
         ledger, directory = self._ledger, self._ledger.directory
         try:
-            # Before the commit, so that a kill right after it leaves a record that can be ranked.
+            # Before the commit counts: a run goes on after this step, and would never log again
+            # what was still in memory.
+            self._flush()
             metrics, _ = host_floats(save.metrics)  # the buffer tells of those it can not read
             ledger.reported(save.step, metrics)
             save.pending.result()
@@ -123,9 +134,12 @@ class Saver:
 
     def _discard(self, step: int, error: Exception) -> None:
         """Remove what a failed save left behind, and tell."""
-        self._ledger.directory.remove_uncommitted(step)
-        self._ledger.directory.to_trash(step)
-        self._ledger.failed(step)
+        try:
+            self._ledger.directory.remove_uncommitted(step)
+            self._ledger.directory.to_trash(step)
+            self._ledger.failed(step)
+        except Exception:  # such as a directory that has become read-only
+            logger.exception("step %d left files behind; the next run removes them", step)
         self._report(step, error)
 
     def _report(self, step: int, error: Exception) -> None:
@@ -135,13 +149,9 @@ class Saver:
 
     def _evict(self) -> None:
         ledger, directory = self._ledger, self._ledger.directory
-        try:
-            for step in ledger.evictable():
-                if ledger.evicting(step):
-                    directory.to_trash(step)
-                    ledger.evicted(step)
-                    reason = f"not kept by {ledger.policy}"
-                    self._hooks.emit(Evicted("local", step, reason))
-            directory.empty_trash()
-        except OSError:
-            logger.exception("could not evict from %s; it is tried again later", directory.root)
+        for step in ledger.evictable():
+            if ledger.evicting(step):
+                directory.to_trash(step)
+                ledger.evicted(step)
+                self._hooks.emit(Evicted("local", step, f"not kept by {ledger.policy}"))
+        directory.empty_trash()

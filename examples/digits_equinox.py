@@ -8,26 +8,17 @@ Run it again and it goes on where it stopped, also after a `kill -9`.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from rich.console import Console
 from rich.progress import Progress
-from sklearn.datasets import load_digits
 
 import ckpt_callbacks as cc
-from ckpt_callbacks_mlflow import MLflowTracker
-from ckpt_callbacks_wandb import WandbTracker
+from digits import BATCH_SIZE, EVAL_EVERY, Batch, batch_of, load, main
 
-Batch = tuple[np.ndarray, np.ndarray]
-BATCH_SIZE = 128
-EVAL_EVERY = 50
 OPTIMIZER = optax.adam(1e-3)
 
 
@@ -36,21 +27,6 @@ class State(NamedTuple):
 
     model: eqx.nn.MLP
     optimizer: optax.OptState
-
-
-def load() -> tuple[Batch, Batch]:
-    """Return the training and the validation set: pixels in [0, 1] and classes."""
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    pixels = (digits.data[order] / 16).astype(np.float32)
-    classes = digits.target[order].astype(np.int32)
-    return (pixels[:1400], classes[:1400]), (pixels[1400:], classes[1400:])
-
-
-def batch_of(step: int, data: Batch) -> Batch:
-    """Return the batch of a step: a function of the step alone, so a resumed run sees the same."""
-    chosen = np.random.default_rng(step).choice(len(data[1]), BATCH_SIZE, replace=False)
-    return data[0][chosen], data[1][chosen]
 
 
 def loss_of(model: eqx.nn.MLP, batch: Batch) -> jax.Array:
@@ -93,32 +69,5 @@ def train(callbacks: cc.Callbacks, steps: int) -> tuple[State, cc.Summary]:
     return state, run.summary()
 
 
-def callbacks_for(directory: Path) -> cc.Callbacks:
-    return cc.Callbacks(
-        cc.OrbaxCheckpoint(
-            directory / "digits-equinox",
-            save=cc.EveryNSteps(EVAL_EVERY),
-            keep=cc.LatestN(2) | cc.BestN(2, "val_accuracy", mode="max"),
-        ),
-        MLflowTracker(
-            experiment="digits",
-            register_as="digits-equinox",
-            tracking_uri=f"sqlite:///{directory.absolute()}/mlflow.db",
-            artifact_location=str(directory.absolute() / "mlartifacts"),
-        ),
-        WandbTracker(project="digits", mode="offline", dir=directory),
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path("runs"))
-    parser.add_argument("--steps", type=int, default=1000)
-    options = parser.parse_args()
-    options.directory.mkdir(parents=True, exist_ok=True)
-    _, summary = train(callbacks_for(options.directory), options.steps)
-    Console().print(summary)
-
-
 if __name__ == "__main__":
-    main()
+    main("digits-equinox", train)

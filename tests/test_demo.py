@@ -1,5 +1,6 @@
 """The main job, as a newcomer runs it: real digits, Orbax, MLflow and W&B."""
 
+import importlib
 import json
 import os
 import signal
@@ -14,8 +15,8 @@ from mlflow import MlflowClient
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_callbacks as cc
+import digits
 import wandb_log
-from killed_demo import load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 KILLED_DEMO = Path(__file__).parent / "killed_demo.py"
@@ -153,19 +154,18 @@ def test_every_metric_is_in_mlflow_and_wandb_once(finished: Any) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_killed_again_and_again_it_ends_as_if_it_never_was(framework: str, tmp_path: Path) -> None:
-    example = EXAMPLES / f"digits_{framework}.py"
     name = f"digits-{framework}"
     plain, killed = tmp_path / "plain", tmp_path / "killed"
     for root in (plain, killed):
         root.mkdir()
-    done = run(KILLED_DEMO, example, plain, 300, "none", 1)
+    done = run(KILLED_DEMO, framework, plain, 300, "none", 1)
     assert done.returncode == 0, done.stderr
 
     kills = [("Saved", 2), ("Step", 77), ("Evicted", 1), ("Mirrored", 1), ("Promoted", 2)]
     for kind, nth in kills:
-        cut = run(KILLED_DEMO, example, killed, 300, kind, nth)
+        cut = run(KILLED_DEMO, framework, killed, 300, kind, nth)
         assert cut.returncode == -signal.SIGKILL, (kind, nth, cut.stderr)
-    done = run(KILLED_DEMO, example, killed, 300, "none", 1)
+    done = run(KILLED_DEMO, framework, killed, 300, "none", 1)
     assert done.returncode == 0, done.stderr
 
     def outcome(root: Path) -> dict[int, Any]:
@@ -189,12 +189,12 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(framework: str, tmp_p
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_weights_are_bit_identical_with_and_without_callbacks(
-    framework: str, tmp_path: Path
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = load(EXAMPLES / f"digits_{framework}.py")
-    module.Progress = _Silent
+    module = importlib.import_module(f"digits_{framework}")
+    monkeypatch.setattr(module, "Progress", _Silent)
 
-    with_all, _ = module.train(module.callbacks_for(tmp_path), 120)
+    with_all, _ = module.train(digits.callbacks_for("run", tmp_path), 120)
     without, _ = module.train(cc.Callbacks(), 120)
 
     assert _bytes(with_all) == _bytes(without)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -436,18 +437,43 @@ def test_what_a_kill_left_is_finished_by_the_next_run(tmp_path: Path) -> None:
     (root / "9.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
     records = root / ".ckpt_callbacks" / "records"
     three = json.loads((records / "3.json").read_text())
-    (records / "9.json").write_text(
-        json.dumps({**three, "step": 9, "state": "saving", "files": {}})
-    )
+    saving = {**three, "state": "saving", "files": {}}
+    (records / "9.json").write_text(json.dumps({**saving, "step": 9}))
     two = json.loads((records / "2.json").read_text())
     (records / "2.json").write_text(json.dumps({**two, "state": "evicting"}))
+    # Two that Orbax committed: after and before their metrics were logged.
+    for step, logged in ((10, True), (11, False)):
+        shutil.copytree(root / "3", root / str(step))
+        (records / f"{step}.json").write_text(
+            json.dumps({**saving, "step": step, "logged": logged})
+        )
 
     callbacks = callbacks_in(root, keep=cc.LatestN(2))
     with callbacks.run({"w": np.zeros(1000)}) as run:
-        assert run.next_step == max(local_steps(root)) + 1
-        assert run.state["w"][0] == run.next_step
+        assert run.next_step == 11
+        assert run.state["w"][0] == 4
 
     names = {p.name for p in root.iterdir()} - {".ckpt_callbacks"}
     assert names == {p.stem for p in records.iterdir()}
     assert all(json.loads(p.read_text())["state"] == "complete" for p in records.iterdir())
     assert not list((root / ".ckpt_callbacks" / "trash").iterdir())
+
+
+def test_a_disk_that_is_full_stops_neither_training_nor_the_threads(tmp_path: Path) -> None:
+    """Every write of ours fails for a while; the next good save is complete."""
+    recorder = Recorder()
+    with callbacks_in(tmp_path / "run", recorder).run(new_state()) as run:
+        run.on_step(0, new_state(), {"loss": 0.0})
+        run._engine.wait()  # type: ignore[union-attr]
+        with pytest.MonkeyPatch.context() as full:
+
+            def no_space(path: Path, text: str) -> None:
+                raise OSError(28, "No space left on device", str(path))
+
+            full.setattr("ckpt_callbacks.directory.replace_text", no_space)
+            run.on_step(1, new_state(), {"loss": 1.0})
+            run._engine.wait()  # type: ignore[union-attr]
+        run.on_step(2, new_state(), {"loss": 2.0})
+
+    assert [e.step for e in recorder.of(cc.SaveFailed)] == [1]  # type: ignore[attr-defined]
+    assert local_steps(tmp_path / "run") == {0, 2}

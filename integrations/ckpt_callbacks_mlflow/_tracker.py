@@ -79,7 +79,7 @@ class MLflowTracker(Tracker):
 
         self._tracking_uri = self._tracking_uri or get_tracking_uri()
         create_database(self._tracking_uri, run.run_id)
-        self._client = client = MlflowClient(self._tracking_uri, self._tracking_uri)
+        self._client = client = MlflowClient(self._tracking_uri)
         self._key = run.run_id
         self._experiment_id = self._find_or_create_experiment()
         found = run.remembered.get("run_id") or self._find_run()

@@ -92,6 +92,7 @@ class WandbTracker(Tracker):
             mode="offline",
             dir=self._dir,
             config=dict(run.config),
+            reinit="create_new",  # a run that the user has open is left alone
             settings=wandb.Settings(
                 x_transaction_log_flush_interval=FLUSH_SECONDS,
                 # The loop's output is the user's, and threads of ours must not capture it.
