@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import warnings
@@ -27,6 +28,8 @@ from ckpt_callbacks.stores import Store
 
 __all__ = ["Callbacks", "OrbaxCheckpoint", "Run"]
 
+logger = logging.getLogger("ckpt_callbacks")
+
 S = TypeVar("S")
 
 
@@ -49,7 +52,14 @@ class OrbaxCheckpoint:
     keep: KeepPolicy
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.save, "next_due", None)):
+        if not isinstance(self.directory, str | os.PathLike) or not str(self.directory):
+            raise ConfigError(f"OrbaxCheckpoint: directory must be a path, not {self.directory!r}")
+        if "://" in str(self.directory):
+            raise ConfigError(
+                f"OrbaxCheckpoint: {self.directory!s} is an address; only local directories are "
+                "supported"
+            )
+        if isinstance(self.save, type) or not callable(getattr(self.save, "next_due", None)):
             raise ConfigError(
                 f"OrbaxCheckpoint: save must be a save policy such as EveryNSteps(50), "
                 f"not {self.save!r}"
@@ -73,6 +83,18 @@ class Callbacks:
     """
 
     def __init__(self, *plugins: object, drain_limit: float = 60.0) -> None:
+        for plugin in plugins:
+            if isinstance(plugin, type):
+                raise ConfigError(
+                    f"Callbacks: {plugin.__name__} is a class; give an object, "
+                    f"{plugin.__name__}(...)"
+                )
+            if isinstance(plugin, list | tuple):
+                raise ConfigError("Callbacks: give the plugins one by one, not as a list")
+        if not isinstance(drain_limit, int | float) or not 0 <= drain_limit < threading.TIMEOUT_MAX:
+            raise ConfigError(
+                f"Callbacks: drain_limit must be a number of seconds from 0, not {drain_limit!r}"
+            )
         checkpoints = [p for p in plugins if isinstance(p, OrbaxCheckpoint)]
         self._stores = [p for p in plugins if isinstance(p, Store)]
         if len(checkpoints) > 1:
@@ -103,7 +125,7 @@ class Callbacks:
 
         Args:
             state: what is to be saved, and the template for what is restored.
-            config: hyper-parameters for the trackers; JSON values.
+            config: hyper-parameters for the trackers: JSON values by name.
 
         Raises:
             ConfigError: `config` is not JSON.
@@ -112,6 +134,8 @@ class Callbacks:
             json.dumps(dict(config or {}))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"run: config must hold JSON values only: {error}") from error
+        if odd := [key for key in config or {} if not isinstance(key, str)]:
+            raise ConfigError(f"run: the keys of config must be strings, not {odd[0]!r}")
         return Run(
             state,
             dict(config or {}),
@@ -147,13 +171,17 @@ class Run(Generic[S]):
         # An evaluation may come from another thread, just while its step is being saved.
         self._evaluating = threading.RLock()
         self._warned = False
-        self._newest = -1
+        self._entered = False
+        self._pid = os.getpid()
         self._next_save = self._next_hook = NEVER
         self._gate = -1  # the first `on_step` always takes the slow way
         self.next_step = 0
         """First step that the loop should take: 0, or the one after the restored checkpoint."""
 
     def __enter__(self) -> Run[S]:
+        if self._entered:
+            raise UsageError("a run is entered once: make a new one with callbacks.run")
+        self._entered = True
         if self._checkpoint:
             capture(self._state)  # what cannot be saved is known before the first step
             directory = RunDirectory(self._checkpoint.directory)
@@ -174,6 +202,8 @@ class Run(Generic[S]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child: the run is its parent's
         status = "finished"
         if kind is not None:
             status = "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
@@ -225,20 +255,30 @@ class Run(Generic[S]):
     def on_eval(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Tell how good the state of `step` is. Call it before `on_step(step, …)`.
 
-        It may also come later: then the checkpoints are ranked again.
+        It may also come later, from any thread: then the checkpoints are ranked again.
 
         Args:
             step: the step that was measured.
             metrics: numbers; scalars on the device are waited for.
+
+        Raises:
+            UsageError: it comes outside of the `with` statement.
         """
+        if self._checkpoint and not self._engine:
+            raise UsageError("on_eval was called outside of the with statement of its run")
         values, problems = host_floats(metrics)
         for problem in problems.values():
             warnings.warn(problem, CkptCallbacksWarning, stacklevel=2)
         self._hooks.emit(Eval(step, values))
-        if self._engine:
+        if self._engine and os.getpid() == self._pid:
             self._log((step, values))
             with self._evaluating:
-                if not self._engine.ledger.measured(step, values):
+                try:
+                    ranked = self._engine.ledger.measured(step, values)
+                except OSError as error:  # such as a full disk
+                    logger.error("the evaluation of step %d ranks nothing: %s", step, error)
+                    return
+                if not ranked:
                     self._evaluated.setdefault(step, {}).update(values)
 
     def summary(self) -> Summary:
@@ -249,9 +289,12 @@ class Run(Generic[S]):
 
     def _due(self, step: int, state: S, metrics: Mapping[str, Any]) -> None:
         """Do what is due at `step`, and find out when the next thing is."""
+        if os.getpid() != self._pid:
+            return  # a forked child
         if self._gate < 0:
             self._first_step(step)
         if step >= self._next_save and self._checkpoint and self._engine:
+            self._engine.wait()  # before the lock: a listener of the last save may evaluate
             with self._evaluating:
                 evaluated = self._evaluated.pop(step, {})
                 self._check_metrics(step, evaluated, metrics)

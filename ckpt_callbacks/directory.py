@@ -64,7 +64,7 @@ class RunDirectory:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         # Orbax wants absolute paths, and the loop may change its working directory.
-        self.root = Path(root).absolute()
+        self.root = Path(root).expanduser().absolute()
         self.meta = self.root / ".ckpt_callbacks"
         self.records = self.meta / "records"
         self.trash = self.meta / "trash"
@@ -116,7 +116,11 @@ class RunDirectory:
                 raise
             _owned[real] = lock
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        replace_text(self.meta / "owner.json", json.dumps(me))
+        try:
+            replace_text(self.meta / "owner.json", json.dumps(me))
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Give up ownership."""
@@ -154,7 +158,11 @@ class RunDirectory:
         """
         records: dict[int, Record] = {}
         for path in self.records.glob("[0-9]*.json"):
-            record = record_from_json(path.read_text(encoding="utf-8"), str(path))
+            try:
+                text = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                continue  # its owner removed it just now
+            record = record_from_json(text, str(path))
             if path.stem != str(record.step):
                 raise RecordError(f"{path} is the record of step {record.step}")
             records[record.step] = record
@@ -192,4 +200,5 @@ class RunDirectory:
     def empty_trash(self) -> None:
         """Free the bytes of evicted checkpoints."""
         for path in self.trash.iterdir():
-            shutil.rmtree(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+from ckpt_callbacks import orbax_io
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.hooks import Hooks
@@ -42,32 +45,39 @@ class Engine:
         hooks: Hooks,
     ) -> None:
         self.directory = directory
-        self._workers: list[Worker] = []
         self._saver: Saver | None = None
+        self._workers: list[Worker] = []
+        # Undone in reverse, whatever has happened: threads stop before what they use goes.
+        self._exit = ExitStack()
         directory.acquire()
-        try:
+        self._exit.callback(directory.release)
+        with self._exit:
             self.ledger = Ledger(directory, keep, self._wake)
-            _recover(self.ledger)
+            self._exit.callback(self.ledger.close)
+            rewound = _recover(self.ledger)
             self.resumed: Record | None = self.ledger.newest()
-            log = MetricLog(directory.meta, self.resumed.step if self.resumed else None)
-        except BaseException:
-            directory.release()
-            raise
-        self._log = log
-        self._buffer = MetricBuffer(log, self._wake)
-        self._saver = saver = Saver(self.ledger, hooks, self._buffer.flush)
-        for store in stores:
-            info = RunInfo(
-                run_id=self.ledger.run_id,
-                name=directory.root.name,
-                config=config,
-                scratch=directory.scratch(store.name),
-                remembered=self.ledger.remembered(store.name),
-            )
-            self._workers.append(Worker(store, info, self.ledger, log, hooks))
+            last = self.resumed.step if self.resumed else None
+            self._log = log = MetricLog(directory.meta, math.inf if rewound else last)
+            self._exit.callback(log.close)
+            self._buffer = buffer = MetricBuffer(log, self._wake)
+            self._exit.callback(buffer.close)
+            self._saver = saver = Saver(self.ledger, hooks, buffer.flush)
+            self._exit.callback(saver.close)
+            for store in stores:
+                info = RunInfo(
+                    run_id=self.ledger.run_id,
+                    name=directory.root.name,
+                    config=config,
+                    scratch=directory.scratch(store.name),
+                    remembered=self.ledger.remembered(store.name),
+                )
+                worker = Worker(store, info, self.ledger, log, hooks)
+                self._workers.append(worker)
+                self._exit.callback(worker.abandon)
+            self._exit = self._exit.pop_all()
         self.save = saver.save
         self.wait = saver.wait
-        self.log = self._buffer.append
+        self.log = buffer.append
         self._wake()
 
     def close(self, status: str, limit: float) -> dict[str, str]:
@@ -75,16 +85,15 @@ class Engine:
 
         Returns what each store still lacks, by name.
         """
-        try:
+        with self._exit:
             self.wait()
             self._buffer.close()
             unsent = self._drain(status, limit)
-            if self._saver:
-                self._saver.close()
-            self._log.compact([w.store.name for w in self._workers if isinstance(w.store, Tracker)])
-        finally:
-            self.ledger.close()
-            self.directory.release()
+            trackers = [w.store.name for w in self._workers if isinstance(w.store, Tracker)]
+            try:
+                self._log.compact(trackers)
+            except OSError:
+                logger.exception("%s can not be emptied", self.directory.meta)
         return unsent
 
     def _wake(self) -> None:
@@ -112,8 +121,11 @@ class Engine:
         return unsent
 
 
-def _recover(ledger: Ledger) -> None:
-    """Finish what an earlier process began, whatever the point where it stopped."""
+def _recover(ledger: Ledger) -> bool:
+    """Finish what an earlier process began, whatever the point where it stopped.
+
+    Returns whether somebody removed checkpoints, and with them the end of the run.
+    """
     directory = ledger.directory
     for step, record in ledger.records().items():
         committed = directory.is_committed(step)
@@ -128,19 +140,32 @@ def _recover(ledger: Ledger) -> None:
             ledger.evicted(step)
         elif record.state == "complete" and not committed:
             ledger.lost(step)
-            logger.warning(
-                "the checkpoint of step %d was removed from %s by somebody else",
-                step,
-                directory.root,
-            )
-    directory.empty_trash()
-    foreign = sorted(
-        int(p.name)
-        for p in directory.root.iterdir()
-        if p.name.isdecimal()
-        and (p / "_CHECKPOINT_METADATA").is_file()
-        and ledger.record(int(p.name)) is None
-    )
+            logger.warning("step %d was removed from %s by somebody else", step, directory.root)
+    _adopt(ledger)
+    try:
+        directory.empty_trash()
+    except OSError:
+        logger.exception("%s can not be emptied", directory.trash)
+    complete = [s for s, r in ledger.records().items() if r.state == "complete"]
+    newest = ledger.newest()
+    return bool(complete) and (newest is None or newest.step < max(complete))
+
+
+def _adopt(ledger: Ledger) -> None:
+    """Take in checkpoints of this run whose record is gone.
+
+    Raises:
+        ConfigError: there are checkpoints that this run did not save.
+    """
+    directory = ledger.directory
+    names = [p.name for p in directory.root.iterdir() if p.name.isdecimal()]
+    unknown = sorted(int(name) for name in names if ledger.record(int(name)) is None)
+    foreign: list[int] = []
+    for step in filter(directory.is_committed, unknown):
+        if orbax_io.metadata(directory.path(step)).get("run") == ledger.run_id:
+            ledger.adopt(step, seal(directory.path(step)))
+        else:
+            foreign.append(step)
     if foreign:
         raise ConfigError(
             f"{directory.root} holds checkpoints that were not saved by ckpt_callbacks "

@@ -52,6 +52,8 @@ class Hooks:
         self._manager.add_hookspecs(Specs)
         for plugin in plugins:
             _check_marked(plugin)
+            if self._manager.is_registered(plugin):
+                raise ConfigError(f"plugin {_plugin_name(plugin)} is given twice")
             try:
                 self._manager.register(plugin)
                 self._manager.check_pending()
@@ -91,10 +93,7 @@ class Hooks:
 
     def _step_calls(self) -> list[tuple[int, Callable[[Event], None]]]:
         caller = self._manager.hook.on_step
-        impls = list(reversed(caller.get_hookimpls()))
-        if any(i.wrapper or i.hookwrapper for i in impls):
-            every = min(getattr(i.function, EVERY, 1) for i in impls)
-            return [(every, self._calls["on_step"][0])]
+        impls = reversed(caller.get_hookimpls())
         return [(getattr(i.function, EVERY, 1), _guard("on_step", i)) for i in impls]
 
     def _flatten(self, name: str) -> list[Callable[[Event], None]]:
@@ -152,6 +151,8 @@ def _check_marked(plugin: object) -> None:
 def _explain(plugin: object, error: Exception) -> str:
     who = _plugin_name(plugin)
     unknown = re.search(r"unknown hook '(\w+)'", str(error))
+    if wrong := re.search(r"hook '(\w+)'\n.*Argument\(s\) (\{.*\})", str(error), re.DOTALL):
+        return f"plugin {who}: {wrong[1]} has the parameters {wrong[2]}; its only one is `event`"
     if not unknown:
         return f"plugin {who}: {error}"
     close = difflib.get_close_matches(unknown[1], _NAMES, n=1)

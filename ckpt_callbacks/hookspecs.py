@@ -75,17 +75,20 @@ def hookimpl(
             the other steps cost nothing.
         tryfirst: call it before the others.
         trylast: call it after the others.
-        wrapper: a generator around the others, as in pluggy.
+        wrapper: a generator around the others, as in pluggy; not for `on_step`.
 
     Raises:
-        ConfigError: `every` is not a positive integer, or not on `on_step`.
+        ConfigError: `every` is not a positive integer, or not on `on_step`; or `on_step` is
+            wrapped.
     """
 
     def mark(f: F) -> F:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ConfigError(f"hookimpl: every must be an integer of at least 1, not {every!r}")
-        if every != 1 and (f.__name__ != "on_step" or wrapper):
+        if every != 1 and f.__name__ != "on_step":
             raise ConfigError(f"hookimpl: every= is for on_step only, not for {f.__name__}")
+        if wrapper and f.__name__ == "on_step":
+            raise ConfigError("hookimpl: on_step can not be wrapped: its plugins run at own steps")
         setattr(f, EVERY, every)
         return _impl(f, tryfirst=tryfirst, trylast=trylast, wrapper=wrapper)
 
@@ -133,4 +136,4 @@ class Specs:
 
     @_spec
     def on_run_ended(self, event: RunEnded) -> None:
-        """The drain is over and all background threads have stopped."""
+        """The drain is over, or its limit reached, and the directory is released."""

@@ -6,6 +6,7 @@ and answers what is to be done next. Every method takes the mutex, so all see on
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -22,6 +23,8 @@ from ckpt_callbacks.retention import Candidate, Decision, KeepPolicy, decide, po
 from ckpt_callbacks.stores import Checkpoint, Listing
 
 __all__ = ["Ledger"]
+
+logger = logging.getLogger("ckpt_callbacks")
 
 
 class Ledger:
@@ -46,6 +49,7 @@ class Ledger:
         self._records = directory.read_records()
         self._leases: dict[int, int] = {}
         self._lost: set[int] = set()
+        self._evicted: set[int] = set()
         self._closed = False
         run = directory.read_run()
         spec = policy_to_json(policy)
@@ -77,36 +81,45 @@ class Ledger:
             return dict(self._records)
 
     def decision(self) -> Decision:
-        """Return what to keep, over the complete checkpoints."""
+        """Return what to keep, over the complete checkpoints that are there."""
         with self._mutex:
             if self._decision is None:
-                complete = (r for r in self._records.values() if r.state == "complete")
-                self._decision = decide(self.policy, map(_candidate, complete))
+                self._decision = decide(self.policy, map(_candidate, self._readable()))
             return self._decision
 
     def next_action(self, store: str) -> Action | None:
-        """Return the first thing `store` must do, or `None`."""
+        """Return the first thing `store` must do, or `None`.
+
+        A checkpoint whose local files somebody removed is judged as if it were there: its copy
+        in the store may be the only one left.
+        """
         with self._mutex:
-            view = View(
-                frozenset(s for s, r in self._records.items() if store in r.copies),
-                self._run.aliases.get(store, {}),
-            )
-            readable = {r.step for r in self._readable()}
+            self._check_open()
+            copies = {s: r.copies[store] for s, r in self._records.items() if store in r.copies}
+            held = frozenset(s for s, c in copies.items() if c.state != "pending")
+            view = View(held, self._run.aliases.get(store, {}), frozenset(copies) - held)
+            readable = self._readable()
             history = [_candidate(r) for r in self._records.values()]
-            return next_action(self.policy, history, self.decision(), view, readable)
+            decision = self.decision()
+            if lost := self._lost & held:
+                there = [_candidate(self._records[step]) for step in lost]
+                decision = decide(self.policy, [*map(_candidate, readable), *there])
+            steps = {r.step for r in readable}
+            return next_action(self.policy, history, decision, view, steps)
 
     def evictable(self) -> list[int]:
         """Return the local steps that may go now."""
         with self._mutex:
-            complete = [s for s, r in self._records.items() if r.state == "complete"]
+            complete = [r.step for r in self._readable()]
             return evictable(self.decision(), complete, self._leases)
 
     @contextmanager
     def reading(self, step: int) -> Iterator[Checkpoint | None]:
         """Hold a step in the directory while a store reads it; `None` if it is gone."""
         with self._mutex:
+            self._check_open()
             record = self._records.get(step)
-            if record is None or record not in self._readable():
+            if record is None or record.state != "complete" or step in self._lost:
                 record = None
             else:
                 self._leases[step] = self._leases.get(step, 0) + 1
@@ -138,8 +151,22 @@ class Ledger:
     # Facts about local checkpoints
 
     def saving(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A save is about to start."""
-        self._write(Record(step, "saving", self.run_id, time.time(), dict(metrics)))
+        """A save is about to start.
+
+        Where the step was saved before and its files are gone, its copies in the stores are of
+        other bytes now: each store replaces its own.
+        """
+        with self._mutex:
+            old = self._records.get(step)
+            copies = {k: replace(c, state="pending") for k, c in old.copies.items()} if old else {}
+            self._write(
+                Record(step, "saving", self.run_id, time.time(), dict(metrics), copies=copies)
+            )
+            self._lost.discard(step)
+
+    def adopt(self, step: int, files: Mapping[str, File]) -> None:
+        """A checkpoint of this run was found whose record is gone."""
+        self._write(Record(step, "complete", self.run_id, time.time(), files=files))
 
     def reported(self, step: int, metrics: Mapping[str, float]) -> None:
         """All metrics up to a step that is being saved are logged, and these are its own.
@@ -175,6 +202,12 @@ class Ledger:
         with self._mutex:
             record = self._records.get(step)
             if record is None or record.state not in ("saving", "complete"):
+                if step in self._evicted:
+                    logger.warning(
+                        "step %d was evicted before this evaluation of it came, so it can not be "
+                        "best: BestN(..., pending=) keeps more steps that are not measured yet",
+                        step,
+                    )
                 return False
             self._write(replace(record, metrics={**record.metrics, **metrics}))
         self._changed()
@@ -192,6 +225,7 @@ class Ledger:
         """The local files are gone."""
         with self._mutex:
             record = self._records[step]
+            self._evicted.add(step)
             if record.copies:
                 self._write(replace(record, state="gone", files={}))
             else:
@@ -201,28 +235,53 @@ class Ledger:
     # Facts about stores
 
     def remember(self, store: str, refs: Mapping[str, str]) -> None:
-        """A store was opened."""
+        """A store was opened.
+
+        If it no longer knows what it asked to have remembered, such as its run, what it held
+        is gone with it.
+        """
         with self._mutex:
-            if self._run.stores.get(store) != refs:
-                self._write_run(stores={**self._run.stores, store: dict(refs)})
+            known = self._run.stores.get(store)
+            if known == refs:
+                return
+            if known is not None:
+                for step, record in list(self._records.items()):
+                    if store in record.copies:
+                        self.deleted(store, step)
+                self._alias(store, {})
+            self._write_run(stores={**self._run.stores, store: dict(refs)})
 
     def listed(self, store: str, listing: Listing) -> None:
         """A store was asked what it holds.
 
-        What it lists is believed. What it does not list is left as recorded,
-        since one listing may lag behind.
+        What it lists and no record knows is taken in. What it does not list is left as recorded,
+        since one listing may lag behind; unless the listing is `exact`.
         """
         with self._mutex:
             for step, copy in listing.copies.items():
                 record = self._records.get(step)
                 if record is None:  # the tombstone went, the copy stayed
                     record = Record(step, "gone", self.run_id, 0.0)
-                if record.copies.get(store) != copy:
+                if store not in record.copies:
                     self._write(replace(record, copies={**record.copies, store: copy}))
             known = self._run.aliases.get(store, {})
-            if {**known, **listing.aliases} != known:
-                self._alias(store, {**known, **listing.aliases})
+            names = dict(listing.aliases) if listing.exact else {**known, **listing.aliases}
+            if listing.exact:
+                for step, record in list(self._records.items()):
+                    if store in record.copies and step not in listing.copies:
+                        pending = replace(record.copies[store], state="pending")
+                        self._write(replace(record, copies={**record.copies, store: pending}))
+            if names != known:
+                self._alias(store, names)
         self._changed()
+
+    def publishing(self, store: str, step: int) -> None:
+        """A copy is about to be made; cut, it leaves a part that has to go or be completed."""
+        with self._mutex:
+            record = self._records[step]
+            if store not in record.copies:
+                copies = {**record.copies, store: Copy("pending", "")}
+                self._write(replace(record, copies=copies))
 
     def copied(self, store: str, step: int, copy: Copy) -> None:
         """A store holds a step."""

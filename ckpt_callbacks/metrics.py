@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ckpt_callbacks.errors import UsageError
 from ckpt_callbacks.stores import MetricPoint
 
 __all__ = ["MetricBuffer", "MetricLog", "host_floats"]
@@ -39,11 +40,12 @@ def host_floats(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str,
     problems: dict[str, str] = {}
     for name, value in metrics.items():
         try:
-            values[name] = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            problems[name] = (
+            values[str(name)] = float(value)
+        except Exception as error:  # whatever the user's object raises
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            problems[str(name)] = (
                 f"metric {name!r} is left out: {type(value).__qualname__} is no number "
-                f"that can be read ({str(error).splitlines()[0]})"
+                f"that can be read ({reason})"
             )
     return values, problems
 
@@ -55,10 +57,11 @@ class MetricLog:
         folder: where `metrics.jsonl` and `metrics.json` (how far each tracker is) are kept.
         resumed: step of the checkpoint that the run goes on from. A step after it whose
             metrics an earlier process logged is taken again with the same result,
-            so these are not logged twice.
+            so these are not logged twice. Infinite to log everything.
     """
 
-    def __init__(self, folder: Path, resumed: int | None) -> None:
+    def __init__(self, folder: Path, resumed: float | None) -> None:
+        self._closed = False
         self._path = folder / "metrics.jsonl"
         self._state_path = folder / "metrics.json"
         self._mutex = threading.Lock()
@@ -83,14 +86,24 @@ class MetricLog:
     def append(self, points: Iterable[MetricPoint]) -> None:
         """Add points to the end of the file."""
         lines: list[str] = []
+        highest: dict[str, int] = {}
         for point in points:
             values = {k: v for k, v in point.values.items() if not self._is_repeated(k, point.step)}
             if values:
-                self._floor |= {k: max(point.step, self._floor.get(k, -1)) for k in values}
+                highest |= {k: max(point.step, highest.get(k, -1)) for k in values}
                 lines.append(json.dumps([point.step, point.time, values]) + "\n")
-        if lines:
-            with self._mutex, self._path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
+        if not lines:
+            return
+        with self._mutex:
+            size = self._path.stat().st_size
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write("".join(lines))
+            except OSError:
+                os.truncate(self._path, size)  # half a line would spoil the next one
+                raise
+            for name, step in highest.items():
+                self._floor[name] = max(step, self._floor.get(name, -1))
 
     def unsent(self, store: str, limit: int = 500) -> tuple[list[MetricPoint], int]:
         """Return the next points for a store, and what to give to `sent` afterwards."""
@@ -99,8 +112,15 @@ class MetricLog:
     def sent(self, store: str, offset: int) -> None:
         """A store has everything before `offset`."""
         with self._mutex:
+            if self._closed:
+                raise UsageError("the run has ended; nothing more is recorded")
             self._sent[store] = offset
             self._save()
+
+    def close(self) -> None:
+        """Refuse what a worker that outlived the drain limit may still report."""
+        with self._mutex:
+            self._closed = True
 
     def compact(self, stores: Sequence[str]) -> None:
         """Empty the file if all `stores` have everything in it."""
@@ -197,7 +217,7 @@ class MetricBuffer:
         if self._unwritten:
             try:
                 self._log.append(self._unwritten)
-            except OSError as error:  # such as a full disk: kept in memory, tried again
+            except OSError as error:  # such as a full disk: kept in memory and tried again
                 if not self._failing:
                     logger.error("metrics can not be written: %s", error)
                 self._failing = True
@@ -213,6 +233,6 @@ def _on_host(batch: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         return batch
     try:
         fetched: list[Mapping[str, Any]] = jax.device_get(batch)
-    except RuntimeError:  # one was donated away; `host_floats` finds out which
+    except Exception:  # one was donated away, or is no array: `host_floats` finds out which
         return batch
     return fetched

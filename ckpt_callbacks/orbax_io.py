@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["PendingSave", "describe", "item_names", "load", "save"]
+__all__ = ["PendingSave", "describe", "item_names", "load", "metadata", "save"]
 
 Items = Mapping[str, Any]
 """Item name to a tree of leaves."""
@@ -50,6 +50,14 @@ def load(path: Path, like: Items) -> dict[str, Any]:
     from orbax.checkpoint import v1 as ocp
 
     return dict(ocp.load_checkpointables(path, dict(like)))
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """Return the `metadata` that `save` was given; empty for a checkpoint of others."""
+    from orbax.checkpoint import v1 as ocp
+
+    found = ocp.checkpointables_metadata(path).custom_metadata
+    return found if isinstance(found, dict) else {}
 
 
 def item_names(path: Path) -> list[str]:

@@ -5,8 +5,9 @@ and a changed policy all run through this one function.
 
 The order keeps every alias on a complete copy at every instant: aliases move only among copies
 that the store holds, what an alias names is never deleted, and a copy that is no longer wanted
-goes as soon as no alias names it. Publishing comes after that settling, one step at a time and
-oldest first, so that slow uploads hold back neither aliases nor deletions,
+goes as soon as no alias names it. (So an alias that has no candidate any more, since the policy
+lost its `BestN`, stays where it is, with its copy.) Publishing comes after that settling, one
+step at a time and oldest first, so that slow uploads hold back neither aliases nor deletions,
 and a queued upload that the policy no longer wants simply is not planned.
 """
 
@@ -61,17 +62,20 @@ class View:
     """What a store holds of one run."""
 
     held: frozenset[int]
+    """Steps of which it has a whole copy."""
     aliases: Mapping[str, int]
+    begun: frozenset[int] = frozenset()
+    """Steps of which it may have a part, from a copy that was cut."""
 
     def after(self, action: Action) -> View:
         """Return the view once `action` is done."""
         match action:
             case Publish(step):
-                return replace(self, held=self.held | {step})
+                return replace(self, held=self.held | {step}, begun=self.begun - {step})
             case Alias(name, step):
                 return replace(self, aliases={**self.aliases, name: step})
             case Delete(step):
-                return replace(self, held=self.held - {step})
+                return replace(self, held=self.held - {step}, begun=self.begun - {step})
 
 
 def next_action(
@@ -95,7 +99,7 @@ def next_action(
         if view.aliases.get(name) != step:
             return Alias(name, step)
     named = set(view.aliases.values())
-    for step in sorted(view.held):
+    for step in sorted(view.held | view.begun):
         if step not in decision.kept and step not in named:
             return Delete(step)
     for step in sorted(decision.kept):

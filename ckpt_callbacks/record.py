@@ -31,7 +31,7 @@ FORMAT = 1
 
 T = TypeVar("T")
 RecordState = Literal["saving", "complete", "evicting", "gone"]
-CopyState = Literal["staged", "confirmed"]
+CopyState = Literal["pending", "staged", "confirmed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class Copy:
     """A store's copy of a checkpoint."""
 
     state: CopyState
-    """`confirmed` by the store, or `staged` on this machine until it can be sent."""
+    """`pending` while it is being made, `staged` on this machine until it can be sent,
+    or `confirmed` by the store."""
     ref: str
     """The store's own name for it."""
     shared: bool = False

@@ -43,7 +43,7 @@ def restore(
         StateMismatch: `like` has other leaves or shapes.
         CorruptCheckpoint: a file is damaged; the message names it.
     """
-    root = Path(source).absolute()
+    root = Path(source).expanduser().absolute()
     names = {only} if isinstance(only, str) else only
     if (root / "_CHECKPOINT_METADATA").is_file():
         return read(root, like, only=names)
@@ -84,7 +84,8 @@ def read(
 
 
 def _resolve(directory: RunDirectory, which: int | str) -> int:
-    complete = {s: r for s, r in directory.read_records().items() if r.state == "complete"}
+    records = directory.read_records().items()
+    complete = {s: r for s, r in records if r.state == "complete" and directory.is_committed(s)}
     there = ", ".join(map(str, complete)) or "none"
     if isinstance(which, int):
         if which not in complete:

@@ -182,6 +182,19 @@ def promote(policy: KeepPolicy, history: Iterable[Candidate]) -> dict[str, int]:
     return aliases
 
 
+@dataclass(frozen=True, slots=True)
+class Opaque(KeepPolicy):
+    """Stands for a policy of somebody's own, of which the disk has only the text."""
+
+    text: str
+
+    def keep(self, history: Sequence[Candidate]) -> Mapping[int, str]:
+        return dict.fromkeys((c.step for c in history), self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
 _KINDS: dict[str, type[LatestN | BestN]] = {"LatestN": LatestN, "BestN": BestN}
 
 
@@ -205,6 +218,9 @@ def policy_from_json(spec: Sequence[Mapping[str, Any]]) -> KeepPolicy:
     for leaf in spec:
         options = dict(leaf)
         name = options.pop("policy", None)
+        if name == "custom":
+            policies.append(Opaque(str(options["text"])))
+            continue
         if name not in _KINDS:
             raise RecordError(f"unknown keep policy {name!r}; known are {', '.join(_KINDS)}")
         policies.append(_KINDS[name](**options))

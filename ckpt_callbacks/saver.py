@@ -53,6 +53,7 @@ class Saver:
         self._idle = threading.Event()
         self._idle.set()
         self._stopping = False
+        self._complaint = ""
         self._thread = threading.Thread(target=self._run, name="ckpt-saver", daemon=True)
         self._thread.start()
 
@@ -91,7 +92,7 @@ class Saver:
         self._idle.wait()
 
     def close(self) -> None:
-        """Finish what is in flight and stop."""
+        """Finish what is in flight, evict what may go, and stop."""
         self._stopping = True
         self._work.put(None)
         self._thread.join()
@@ -101,36 +102,37 @@ class Saver:
             work = self._work.get()
             if work:
                 self._finish(work)
-                self._idle.set()
             try:
                 self._evict()
-            except Exception:
-                logger.exception("could not evict; the next run in this directory does it")
+                self._complaint = ""
+            except Exception as error:
+                if str(error) != self._complaint:
+                    logger.exception("could not evict; it is tried again")
+                self._complaint = str(error)
             if self._stopping and self._work.empty():
                 return
 
     def _finish(self, save: _InFlight) -> None:
-        ledger, directory = self._ledger, self._ledger.directory
+        ledger, path = self._ledger, self._ledger.directory.path(save.step)
         try:
             # Before the commit counts: a run goes on after this step, and would never log again
             # what was still in memory.
             self._flush()
             metrics, _ = host_floats(save.metrics)  # the buffer tells of those it can not read
             ledger.reported(save.step, metrics)
+        except Exception:
+            logger.exception("the metrics of step %d are not in its record", save.step)
+        try:
             save.pending.result()
-            record = ledger.completed(save.step, seal(directory.path(save.step)))
+            record = ledger.completed(save.step, seal(path))
         except Exception as error:
             self._discard(save.step, error)
+            self._idle.set()
             return
-        self._hooks.emit(
-            Saved(
-                step=save.step,
-                path=directory.path(save.step),
-                metrics=record.metrics,
-                bytes=record.bytes,
-                seconds=time.monotonic() - save.started,
-            )
-        )
+        # The loop may save again; a listener may take its time, or call the run.
+        self._idle.set()
+        seconds = time.monotonic() - save.started
+        self._hooks.emit(Saved(save.step, path, record.metrics, record.bytes, seconds))
 
     def _discard(self, step: int, error: Exception) -> None:
         """Remove what a failed save left behind, and tell."""

@@ -62,6 +62,8 @@ class Listing:
 
     copies: Mapping[int, Copy]
     aliases: Mapping[str, int]
+    exact: bool = False
+    """Whether what is not listed is certainly not there; a service's listing may lag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,9 @@ class Store(ABC):
     @abstractmethod
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
         """Copy a checkpoint and return when it is complete, or held until it can be sent.
+
+        What a call that was cut left of the same checkpoint is completed; a copy of other bytes
+        under the same step is replaced.
 
         `aliases` move to it next. A store with `put_moves_aliases` does that here;
         the others ignore them and wait for `alias`.

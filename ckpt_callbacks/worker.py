@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
 
+from ckpt_callbacks.errors import UsageError
 from ckpt_callbacks.events import Evicted, Mirrored, MirrorFailed, Promoted
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
@@ -22,8 +26,20 @@ FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 
 
 def redact(text: str) -> str:
-    """Return `text` with the user and password of URLs replaced."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """Return `text` with the user and password of URLs replaced.
+
+    Up to the last `@`, since a password may hold anything.
+    """
+    return re.sub(r"://\S*@", "://***@", text)
+
+
+_ALWAYS = ("log metrics", "close")
+"""What is tried until it works; anything else may drop out of the plan."""
+
+T = TypeVar("T")
+
+_threads: weakref.WeakKeyDictionary[Store, threading.Thread] = weakref.WeakKeyDictionary()
+"""The newest thread that uses each store: two at a time must not."""
 
 
 class Worker:
@@ -45,10 +61,11 @@ class Worker:
         self._finishing = threading.Event()
         self._abandoned = threading.Event()
         self._status = ""
-        self._doing = "open"
-        self.failure: str | None = None
-        """What went wrong last, or `None` since the last success."""
+        self._opened = False
+        self._failures: dict[str, str] = {}
+        self._before = _threads.get(store)
         self._thread = threading.Thread(target=self._run, name=f"ckpt-{store.name}", daemon=True)
+        _threads[store] = self._thread
         self._thread.start()
 
     def wake(self) -> None:
@@ -65,65 +82,103 @@ class Worker:
         """Wait for the end after `finish`; at the limit give up and return False."""
         self._thread.join(timeout)
         if self._thread.is_alive():
-            self._abandoned.set()
+            self.abandon()
             return False
         return self.failure is None
 
+    def abandon(self) -> None:
+        """Do nothing more once the call that is under way returns."""
+        self._abandoned.set()
+        self._finishing.set()
+        self._wake.set()
+
     def _run(self) -> None:
-        opened, retry = False, FIRST_RETRY
+        if self._before:  # a call of an earlier run that outlived its drain limit
+            self._before.join()
+        retry = FIRST_RETRY
         while not self._abandoned.is_set():
             self._wake.clear()
-            try:
-                if not opened:
-                    self._open()
-                    opened = True
-                busy = self._step()
-                if not busy and self._finishing.is_set():
-                    self._doing = "close"
-                    self.store.close(self._status)
-                    self.failure = None
-                    return
-            except Exception as error:
-                self._report(error)
+            busy = self._round()
+            idle = not busy and self._failures.keys() <= {"close"}
+            if idle and self._finishing.is_set() and self._try("close", self._close):
+                return
+            if busy or not self.failure:
+                retry = FIRST_RETRY
+                if not busy:
+                    self._wake.wait()
+            else:
                 # New work does not make a sick store well, but the end of the run is urgent.
                 sooner = self._abandoned if self._finishing.is_set() else self._finishing
                 sooner.wait(retry)
                 retry = min(2 * retry, LONGEST_RETRY)
-            else:
-                self.failure, retry = None, FIRST_RETRY
-                if not busy:
-                    self._wake.wait()
 
-    def _open(self) -> None:
-        self._doing = "open"
+    def _round(self) -> bool:
+        """Do one thing of each kind; return whether anything was done."""
+        if not self._opened:
+            self._opened = self._try("open", self._open) is not None
+            return self._opened
+        # Metrics that a store refuses hold back no checkpoint, and the other way round.
+        logged = self._try("log metrics", self._log_metrics)
+        acted = False
+        if not self._abandoned.is_set():
+            try:
+                action = self._ledger.next_action(self.store.name)
+            except UsageError:  # the run is over
+                return False
+            for known in [k for k in self._failures if k not in (*_ALWAYS, str(action))]:
+                del self._failures[known]
+            if action:
+                acted = self._try(str(action), lambda: self._perform(action)) is not None
+        return bool(logged) or acted
+
+    def _try(self, what: str, call: Callable[[], T]) -> T | None:
+        """Return what `call` does, or `None` if it failed; a failure is told once."""
+        try:
+            result = call()
+        except Exception as error:
+            text = redact(f"{type(error).__name__}: {error}")
+            if self._failures.get(what) != text and not self._abandoned.is_set():
+                logger.warning("%s: could not %s: %s", self.store.title, what, text)
+                self._hooks.emit(MirrorFailed(self.store.name, what, text))
+            self._failures[what] = text
+            return None
+        self._failures.pop(what, None)
+        return result
+
+    @property
+    def failure(self) -> str | None:
+        """What does not work at the moment, or `None`."""
+        return "; ".join(f"{what}: {text}" for what, text in self._failures.items()) or None
+
+    def _open(self) -> bool:
         refs = {"title": self.store.title, **self.store.open(self._info)}
         self._ledger.remember(self.store.name, refs)
-        self._doing = "list"
         if listing := self.store.list():
             self._ledger.listed(self.store.name, listing)
-
-    def _step(self) -> bool:
-        """Do one thing; return False if nothing was left to do."""
-        if isinstance(self.store, Tracker):
-            self._doing = "log metrics"
-            points, offset = self._log.unsent(self.store.name)
-            if points:
-                self.store.log_metrics(points)
-                self._log.sent(self.store.name, offset)
-        action = self._ledger.next_action(self.store.name)
-        if action is None:
-            return isinstance(self.store, Tracker) and bool(points)
-        self._doing = str(action)
-        self._perform(action)
         return True
 
-    def _perform(self, action: Action) -> None:
+    def _close(self) -> bool:
+        self.store.close(self._status)
+        return True
+
+    def _log_metrics(self) -> bool:
+        """Send the next metrics; return whether there were any."""
+        if not isinstance(self.store, Tracker):
+            return False
+        points, offset = self._log.unsent(self.store.name)
+        if points:
+            self.store.log_metrics(points)
+            self._log.sent(self.store.name, offset)
+        return bool(points)
+
+    def _perform(self, action: Action) -> bool:
         name, ledger = self.store.name, self._ledger
         match action:
             case Publish(step, aliases):
                 with ledger.reading(step) as checkpoint:
                     if checkpoint is None:
-                        return
+                        return False
+                    ledger.publishing(name, step)
                     copy = self.store.put(checkpoint, aliases)
                     ledger.copied(name, step, copy)
                 self._hooks.emit(Mirrored(name, step, copy.state, copy.ref))
@@ -137,15 +192,8 @@ class Worker:
                 self.store.delete(step)
                 ledger.deleted(name, step)
                 self._hooks.emit(Evicted(name, step, f"not kept by {ledger.policy}"))
+        return True
 
     def _promoted(self, alias: str, step: int) -> None:
         previous = self._ledger.aliased(self.store.name, alias, step)
         self._hooks.emit(Promoted(self.store.name, alias, step, previous))
-
-    def _report(self, error: Exception) -> None:
-        text = redact(f"{type(error).__name__}: {error}")
-        failure = f"{self._doing}: {text}"
-        if failure != self.failure:
-            logger.warning("%s: could not %s: %s", self.store.title, self._doing, text)
-            self._hooks.emit(MirrorFailed(self.store.name, self._doing, text))
-        self.failure = failure
