@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from importlib.util import find_spec
 
 from ckpt_callbacks.errors import MissingExtra
 
-__all__ = ["require"]
+__all__ = ["load", "require"]
+
+_loading = threading.Lock()
 
 
 def require(module: str, *, extra: str, who: str) -> None:
@@ -19,3 +23,13 @@ def require(module: str, *, extra: str, who: str) -> None:
         raise MissingExtra(
             f"{who} needs {module}, which is not installed: pip install 'ckpt-callbacks[{extra}]'"
         )
+
+
+def load(module: str) -> None:
+    """Import an optional library, on a worker's thread.
+
+    One at a time: two large libraries that are imported at once, each parsing code as they do,
+    fail with a `SystemError` in Python 3.11 (python/cpython#106905).
+    """
+    with _loading:
+        importlib.import_module(module)

@@ -197,5 +197,5 @@ def test_without_mlflow_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 
 
 def test_an_empty_name_is_refused() -> None:
-    with pytest.raises(cc.ConfigError, match="must not be empty"):
+    with pytest.raises(cc.ConfigError, match="experiment must be a name, not ''"):
         MLflowTracker("")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
-from ckpt_callbacks.extras import require
+from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.manifest import link_tree
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
+from ckpt_callbacks.worker import redact
 from ckpt_callbacks_mlflow._database import create_database
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ class MLflowTracker(Tracker):
         run_name: str | None = None,
     ) -> None:
         require("mlflow", extra="mlflow", who="MLflowTracker")
-        if not experiment or register_as == "":
-            raise ConfigError("MLflowTracker: experiment and register_as must not be empty")
+        names = {"experiment": experiment, "register_as": register_as}
+        for option, name in names.items():
+            if (not isinstance(name, str) or not name) and (option, name) != ("register_as", None):
+                raise ConfigError(f"MLflowTracker: {option} must be a name, not {name!r}")
         self._experiment = experiment
         self._register_as = register_as
         self._tracking_uri = tracking_uri
@@ -74,6 +77,7 @@ class MLflowTracker(Tracker):
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
         # Here and not above: it takes seconds, and this is the worker's thread.
+        load("mlflow")
         from mlflow import MlflowClient
         from mlflow.tracking import get_tracking_uri
 
@@ -82,7 +86,7 @@ class MLflowTracker(Tracker):
         self._client = client = MlflowClient(self._tracking_uri)
         self._key = run.run_id
         self._experiment_id = self._find_or_create_experiment()
-        found = run.remembered.get("run_id") or self._find_run()
+        found = self._existing(run.remembered.get("run_id")) or self._find_run()
         if found:
             client.update_run(found, status="RUNNING")
         else:
@@ -96,7 +100,11 @@ class MLflowTracker(Tracker):
         return {"run_id": found}
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
-        model = self._model(checkpoint.step) or self._create(checkpoint)
+        model = self._model(checkpoint.step)
+        if model and model.params.get("digest") != checkpoint.digest:
+            self.delete(checkpoint.step)  # the step was saved again, with other bytes
+            model = None
+        model = model or self._create(checkpoint)
         repository = self._repository(model)
         shared = False
         if str(model.status) != "READY":
@@ -106,15 +114,16 @@ class MLflowTracker(Tracker):
         ref = str(model.model_id)
         if self._register_as:
             version = self._version(checkpoint.step) or self._create_version(model, checkpoint)
-            ref = f"{self._register_as} v{version.version} ({model.model_id})"
+            ref = self._ref(model, version)
         return Copy("confirmed", ref, shared)
 
     def list(self) -> Listing | None:
-        copies = {
-            int(m.tags[STEP_TAG]): Copy("confirmed", str(m.model_id))
-            for m in self._models()
-            if str(m.status) == "READY"
-        }
+        ready = {int(m.tags[STEP_TAG]): m for m in self._models() if str(m.status) == "READY"}
+        refs = {step: str(m.model_id) for step, m in ready.items()}
+        if self._register_as:
+            versions = {int(v.tags[STEP_TAG]): v for v in self._versions()}
+            refs = {s: self._ref(ready[s], versions[s]) for s in ready.keys() & versions.keys()}
+        copies = {step: Copy("confirmed", ref) for step, ref in sorted(refs.items())}
         return Listing(copies, self._aliases())
 
     def get(self, step: int, into: Path) -> None:
@@ -142,8 +151,10 @@ class MLflowTracker(Tracker):
         if model := self._model(step):
             # The files before the model: without it nobody would find them again.
             repository = self._repository(model)
-            repository.delete_artifacts()
-            if folder := _local_folder(repository):
+            folder = _local_folder(repository)
+            if folder is None or folder.exists():
+                repository.delete_artifacts()
+            if folder and folder.parent.exists():
                 folder.parent.rmdir()  # the model's own folder, which MLflow leaves empty
             self._client.delete_logged_model(model.model_id)
 
@@ -164,7 +175,7 @@ class MLflowTracker(Tracker):
         self._client.set_terminated(self._run_id, _STATUS[status])
 
     def hint(self) -> str:
-        uri = self._tracking_uri or "the tracking URI"
+        uri = redact(self._tracking_uri or "the tracking URI")
         if uri.startswith("http"):
             return f"{uri}/#/experiments/{self._experiment_id}?workflowType=machine_learning"
         return (
@@ -180,6 +191,17 @@ class MLflowTracker(Tracker):
         if found.lifecycle_stage != "active":
             raise ConfigError(f"the MLflow experiment {self._experiment!r} is deleted: restore it")
         return str(found.experiment_id)
+
+    def _existing(self, run_id: str | None) -> str | None:
+        """Return the id if there is such a run: a database may have been removed or changed."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(run_id).info.run_id if run_id else None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
 
     def _find_run(self) -> str | None:
         """Return the run of an earlier `open` whose answer never arrived."""
@@ -263,6 +285,9 @@ class MLflowTracker(Tracker):
             await_creation_for=0,
         )
 
+    def _ref(self, model: LoggedModel, version: ModelVersion) -> str:
+        return f"{self._register_as} v{version.version} ({model.model_id})"
+
     def _models(self, step: int | None = None) -> Iterator[LoggedModel]:
         """Yield the LoggedModels of this run, of one step or of all."""
         where = f"tags.{RUN_TAG} = '{self._key}'"
@@ -329,5 +354,11 @@ def _files(repository: ArtifactRepository, folder: str) -> Iterator[tuple[str, i
 
 
 def _key(name: str) -> str:
-    """Return a name that MLflow accepts for a metric or parameter."""
-    return "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in name)[:250]
+    """Return a name that MLflow accepts for a metric or parameter.
+
+    It takes letters, digits and `_-. /:`, at most 250, and refuses names that a path could
+    not have, since a name may become a file.
+    """
+    allowed = "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in name)
+    parts = [part for part in allowed.split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)[:250].rstrip("/") or "_"

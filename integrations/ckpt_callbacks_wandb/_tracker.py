@@ -6,15 +6,17 @@ import json
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ckpt_callbacks.directory import replace_text
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
-from ckpt_callbacks.extras import require
+from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.manifest import files_in, link_tree
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
+from ckpt_callbacks_wandb._log import Artifact, Log, Row, logs_of
 
 if TYPE_CHECKING:
     import wandb
@@ -22,8 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["WandbTracker"]
 
 STEP_KEY = "trainer/step"
-FLUSH_SECONDS = 0.5
-"""W&B's default of 15 s is how much a kill may lose."""
+FLUSH_SECONDS = 0.1
+"""How often W&B writes its log. Its default of 15 s is how much a kill may lose."""
+LOG_SECONDS = 60.0
+"""How long to wait for something to arrive in W&B's log before trying again."""
+
+_MOST_REPEATED = 2000
+"""How many rows may come once more after a kill: more than the worker sends at a time."""
 
 _EXIT_CODE = {"finished": 0, "failed": 1, "killed": 255}
 
@@ -70,18 +77,23 @@ class WandbTracker(Tracker):
         self._project = project
         self._entity = entity
         self._artifact = artifact
+        self._name = ""
         self._run_name = run_name
         self._dir = None if dir is None else Path(dir).absolute()
-        self._held = self._logs = Path()
+        self._held = self._folder = Path()
+        self._run_id = ""
         self._run: wandb.Run
+        self._log_file: Log
+        self._logged: set[tuple[int, str]] = set()
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
         # Here and not above: it takes a second, and this is the worker's thread.
+        load("wandb")
         import wandb
 
         self._held = run.scratch
-        self._artifact = self._artifact or re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)[:128]
-        run_id = run.remembered.get("run_id", run.run_id)
+        self._name = self._artifact or re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)[:128]
+        self._run_id = run_id = run.run_id
         if self._dir:
             self._dir.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
@@ -101,14 +113,25 @@ class WandbTracker(Tracker):
                 silent=True,
             ),
         )
-        self._logs = Path(self._run.dir).parents[1] / f"offline-run-*-{run_id}"
+        started = Path(self._run.dir).parent
+        self._folder = started.parent
+        self._log_file = Log(started / f"run-{run_id}.wandb")
+        # After a kill between W&B's log and our note of it the last points come once more.
+        rows: deque[Row] = deque(maxlen=_MOST_REPEATED)
+        for log in logs_of(self._folder, run_id):
+            rows.extend(found for found in log.new() if isinstance(found, Row))
+        self._logged = {(r.values.get(STEP_KEY, -1), name) for r in rows for name in r.values}
         # A step metric of our own: W&B drops values at a step lower than its current one.
         self._run.define_metric(STEP_KEY, hidden=True)
         self._run.define_metric("*", step_metric=STEP_KEY)
-        return {"run_id": run_id}
+        # The folder too: in another one there is nothing of what was logged before.
+        return {"run_id": run_id, "folder": str(self._folder)}
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
         folder = self._held / str(checkpoint.step)
+        if self._digest(checkpoint.step) != checkpoint.digest:
+            # Cut, or of other bytes: the step was saved again.
+            shutil.rmtree(folder, ignore_errors=True)
         link_tree(checkpoint.path, folder / "files")
         # In the artifact too, so that equal weights at two steps are two versions, not one.
         about = {
@@ -120,10 +143,25 @@ class WandbTracker(Tracker):
         }
         replace_text(folder / "checkpoint.json", json.dumps(about, indent=1))
         self._log(checkpoint.step, [f"step-{checkpoint.step}", *aliases])
-        return Copy("staged", f"{self._artifact}:step-{checkpoint.step}", shared=True)
+        return Copy("staged", f"{self._name}:step-{checkpoint.step}", shared=True)
 
     def list(self) -> Listing | None:
-        return None  # no server to ask; the records know what was logged
+        # There is no server to ask, but W&B's own log tells what it will send.
+        named: dict[str, int] = {}
+        for log in logs_of(self._folder, self._run_id):
+            for found in log.new():
+                if isinstance(found, Artifact):
+                    named |= dict.fromkeys(found.aliases, int(found.metadata["step"]))
+        copies = {
+            step: Copy("staged", f"{self._name}:{alias}", shared=True)
+            for alias, step in named.items()
+            if alias == f"step-{step}" and self._digest(step)
+        }
+        return Listing(
+            copies,
+            {n: s for n, s in named.items() if s in copies and n not in ("latest", f"step-{s}")},
+            exact=True,
+        )
 
     def get(self, step: int, into: Path) -> None:
         files = self._held / str(step) / "files"
@@ -140,22 +178,41 @@ class WandbTracker(Tracker):
         shutil.rmtree(self._held / str(step), ignore_errors=True)
 
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
+        rows = 0
         for point in points:
-            self._run.log({STEP_KEY: point.step, **point.values})
+            new = {k: v for k, v in point.values.items() if (point.step, k) not in self._logged}
+            if new:
+                self._run.log({STEP_KEY: point.step, **new})
+                # Until they have arrived: if that takes too long, the same points come again.
+                self._logged |= {(point.step, k) for k in new}
+                rows += 1
+        arrived = (isinstance(found, Row) for found in self._log_file.follow(LOG_SECONDS))
+        while rows:
+            rows -= next(arrived)
+        self._logged.clear()
 
     def close(self, status: str) -> None:
         self._run.finish(exit_code=_EXIT_CODE[status])
 
     def hint(self) -> str:
         # Every restart of a run writes a log of its own.
-        return f"wandb sync {self._logs}"
+        return f"wandb sync {self._folder / f'offline-run-*-{self._run_id}'}"
+
+    def _digest(self, step: int) -> str | None:
+        """Return the digest of the whole checkpoint that is held, if one is."""
+        try:
+            about = json.loads((self._held / str(step) / "checkpoint.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        return str(about["digest"])
 
     def _log(self, step: int, aliases: Sequence[str]) -> None:
+        """Log the files held of a step, and return when that is in W&B's log."""
         import wandb
 
         folder = self._held / str(step)
         about = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        artifact = wandb.Artifact(str(self._artifact), "model", metadata=about)
+        artifact = wandb.Artifact(self._name, "model", metadata=about)
         # Immutable and without the cache: W&B reads the held links themselves and copies nothing.
         held = {"checkpoint.json": folder / "checkpoint.json"}
         for path in files_in(folder / "files"):
@@ -163,3 +220,10 @@ class WandbTracker(Tracker):
         for name, path in sorted(held.items()):
             artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
         self._run.log_artifact(artifact, aliases=[*aliases])
+        for found in self._log_file.follow(LOG_SECONDS):
+            if (
+                isinstance(found, Artifact)
+                and found.metadata.get("step") == step
+                and found.aliases >= set(aliases)
+            ):
+                return

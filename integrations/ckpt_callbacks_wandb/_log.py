@@ -1,0 +1,115 @@
+"""Reads W&B's own log of a run: what is in there will be sent, what is not is lost.
+
+The client writes records to a `.wandb` file some time after it was called, and has no call that
+waits for it. The file is LevelDB's log format: a header of 7 bytes, then blocks of 32 KiB, each
+with chunks of CRC, length, type and data; a record is one chunk or several. The records are
+protobuf messages of `wandb.proto`, which the client ships; 0.31 has no reader of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Artifact", "Log", "Row", "logs_of"]
+
+_BLOCK, _FILE_HEADER, _CHUNK_HEADER = 32 * 1024, 7, struct.Struct("<IHB")
+_FULL, _LAST = 1, 4
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact with its aliases, as logged."""
+
+    name: str
+    aliases: frozenset[str]
+    metadata: dict[str, Any]
+    files: dict[str, str]
+    """Path in the artifact to the path of the file on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of metrics."""
+
+    values: dict[str, Any]
+
+
+@dataclass
+class Log:
+    """One `.wandb` file, read as it grows."""
+
+    path: Path
+    _at: int = field(default=_FILE_HEADER, repr=False)
+
+    def new(self) -> Iterator[Artifact | Row]:
+        """Yield what came since the last call; an incomplete end is left for the next."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            at, parts = self._at, b""
+            while True:
+                if _BLOCK - at % _BLOCK < _CHUNK_HEADER.size:  # too short for a header: padding
+                    at += _BLOCK - at % _BLOCK
+                file.seek(at)
+                header = file.read(_CHUNK_HEADER.size)
+                if len(header) < _CHUNK_HEADER.size:
+                    return
+                _, length, kind = _CHUNK_HEADER.unpack(header)
+                data = file.read(length)
+                if len(data) < length:
+                    return
+                at += len(header) + length
+                parts += data
+                if kind in (_FULL, _LAST):
+                    self._at = at
+                    if found := _parse(parts):
+                        yield found
+                    parts = b""
+
+    def follow(self, seconds: float) -> Iterator[Artifact | Row]:
+        """Yield what comes, waiting for more.
+
+        Raises:
+            TimeoutError: nothing came for `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for found in self.new():
+                yield found
+                deadline = time.monotonic() + seconds
+            time.sleep(_POLL_SECONDS)  # a file has no event to wait for
+        raise TimeoutError(f"W&B wrote nothing to {self.path} for {seconds:.0f} s")
+
+
+def logs_of(folder: Path, run_id: str = "*") -> list[Log]:
+    """Return the logs of all starts of an offline run, oldest first."""
+    found = folder.glob(f"offline-run-*-{run_id}/run-*.wandb")
+    return [Log(path) for path in sorted(found, key=lambda p: p.parent.name)]
+
+
+def _parse(content: bytes) -> Artifact | Row | None:
+    from wandb.proto import wandb_internal_pb2
+
+    record = wandb_internal_pb2.Record()
+    record.ParseFromString(content)
+    match record.WhichOneof("record_type"):
+        case "artifact":
+            logged = record.artifact
+            return Artifact(
+                logged.name,
+                frozenset(logged.aliases),
+                json.loads(logged.metadata or "{}"),
+                {c.path: c.local_path for c in logged.manifest.contents},
+            )
+        case "history":
+            items = record.history.item
+            return Row({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+        case _:
+            return None
