@@ -68,8 +68,18 @@ def test_a_wrong_signature_is_refused() -> None:
         @cc.hookimpl
         def on_saved(self, step: int, path: str) -> None: ...
 
-    with pytest.raises(cc.ConfigError, match="on_saved"):
+    with pytest.raises(cc.ConfigError, match=r"on_saved has the parameters .* only one is `event`"):
         cc.Callbacks(Plugin())
+
+
+def test_a_step_can_not_be_wrapped() -> None:
+    """The plugins inside run at steps of their own."""
+    with pytest.raises(cc.ConfigError, match="on_step can not be wrapped"):
+
+        class Plugin:
+            @cc.hookimpl(wrapper=True)
+            def on_step(self, event: Step) -> Iterator[None]:
+                yield
 
 
 def test_something_that_is_no_plugin_is_refused() -> None:

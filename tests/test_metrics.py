@@ -1,7 +1,9 @@
 """Metrics on their way: read off the loop's thread, kept in a file, sent once."""
 
+import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +120,34 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     log.append(points(9))
 
     assert all_steps(log) == [1, 9]
+
+
+def test_half_a_line_does_not_spoil_the_next(tmp_path: Path) -> None:
+    log = MetricLog(tmp_path, None)
+    log.append(points(1))
+    with pytest.MonkeyPatch.context() as full:
+        real = Path.open
+
+        def cut(path: Path, *arguments: Any, **options: Any) -> Any:
+            with real(path, *arguments, **options) as file:
+                file.write("[2, 1.0, ")
+            raise OSError(28, "No space left on device")
+
+        full.setattr(Path, "open", cut)
+        with pytest.raises(OSError, match="No space"):
+            log.append(points(2))
+    log.append(points(2, 3))
+
+    assert all_steps(log) == [1, 2, 3]
+
+
+def test_a_rewound_run_logs_everything_again(tmp_path: Path) -> None:
+    MetricLog(tmp_path, None).append(points(1, 2))
+
+    again = MetricLog(tmp_path, resumed=math.inf)
+    again.append(points(1, 2))
+
+    assert all_steps(again) == [1, 2, 1, 2]
 
 
 def test_nan_and_infinities_pass(tmp_path: Path) -> None:

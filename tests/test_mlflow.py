@@ -98,6 +98,53 @@ def test_an_upload_that_was_cut_is_completed(tmp_path: Path) -> None:
     assert (half / "data").read_bytes() == (checkpoint.path / "model" / "d" / "data").read_bytes()
 
 
+@pytest.mark.parametrize("call", ["delete_model_version", "delete_logged_model"])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_deletion_that_was_cut_is_completed(tmp_path: Path, call: str, done: bool) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    store.put(make_checkpoint(tmp_path, 7), [])
+    real = getattr(store._client, call)
+
+    def cut(*arguments: object) -> None:
+        if done:
+            real(*arguments)
+        raise ConnectionError("cut")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store._client, call, cut)
+        with pytest.raises(ConnectionError):
+            store.delete(7)
+
+    store.delete(7)
+
+    assert client(tmp_path).search_logged_models(["1"]) == []
+    assert client(tmp_path).search_model_versions("name = 'digits'") == []
+    assert not list((tmp_path / "artifacts" / "models").iterdir())
+
+
+def test_names_that_mlflow_refuses_are_changed(tmp_path: Path) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    odd = {"train//loss": 1.0, "/abs": 2.0, "../up": 3.0, "a@b": 4.0, ".": 5.0}
+
+    store.log_metrics([MetricPoint(0, 1.0, odd)])
+
+    (run,) = client(tmp_path).search_runs(["1"])
+    assert set(run.data.metrics) == {"train/loss", "abs", "up", "a_b", "_"}
+
+
+def test_a_run_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    opened(tmp_path, tracker(tmp_path), run_id="0" * 32)
+
+    assert len(client(tmp_path).search_runs(["1"])) == 1
+
+
+def test_the_hint_holds_no_password() -> None:
+    store = MLflowTracker("digits", tracking_uri="postgresql://me:p@ss/w0rd@host/db")
+
+    assert "postgresql://***@host/db" in store.hint()
+    assert "w0rd" not in store.hint()
+
+
 def test_a_run_whose_answer_was_lost_is_found_again(tmp_path: Path) -> None:
     opened(tmp_path, tracker(tmp_path))
 

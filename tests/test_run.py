@@ -368,6 +368,15 @@ def test_a_wrong_place_is_refused(tmp_path: Path) -> None:
         (lambda: cc.OrbaxCheckpoint("r", 50, KEEP), "save must be a save policy .* not 50"),
         (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps(1), 3), "keep must be a keep policy"),
         (lambda: cc.Callbacks().run({}, config={"f": len}), "config must hold JSON values only"),
+        (lambda: cc.Callbacks().run({}, config={1: 2}), "keys of config must be strings, not 1"),
+        (lambda: cc.Callbacks(drain_limit="60"), "drain_limit must be a number of seconds"),
+        (lambda: cc.Callbacks(drain_limit=float("inf")), "drain_limit must be a number"),
+        (lambda: cc.Callbacks(Recorder), r"Recorder is a class; give an object, Recorder\(...\)"),
+        (lambda: cc.Callbacks([Recorder()]), "one by one, not as a list"),
+        (lambda: cc.Callbacks(r := Recorder(), r), "Recorder is given twice"),
+        (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps, KEEP), "save must be a save policy"),
+        (lambda: cc.OrbaxCheckpoint(None, cc.EveryNSteps(1), KEEP), "directory must be a path"),
+        (lambda: cc.OrbaxCheckpoint("gs://b/r", cc.EveryNSteps(1), KEEP), "only local directories"),
     ],
 )
 def test_a_wrong_setup_is_refused_where_it_is_made(make: Any, message: str) -> None:
@@ -375,14 +384,18 @@ def test_a_wrong_setup_is_refused_where_it_is_made(make: Any, message: str) -> N
         make()
 
 
-def test_on_step_outside_of_the_with_statement_is_an_error(tmp_path: Path) -> None:
+def test_calls_outside_of_the_with_statement_are_errors(tmp_path: Path) -> None:
     run = callbacks_in(tmp_path / "run").run(new_state())
+    with pytest.raises(cc.UsageError, match="outside of the with statement"):
+        run.on_eval(0, {"score": 1.0})
     with pytest.raises(cc.UsageError, match="outside of the with statement"):
         run.on_step(0, new_state())
     with run:
         run.on_step(0, new_state())
     with pytest.raises(cc.UsageError, match="outside of the with statement"):
         run.on_step(1, new_state())
+    with pytest.raises(cc.UsageError, match="a run is entered once"), run:
+        pass
 
 
 def test_an_exception_in_the_loop_ends_the_run_as_failed(tmp_path: Path) -> None:
@@ -477,3 +490,238 @@ def test_a_disk_that_is_full_stops_neither_training_nor_the_threads(tmp_path: Pa
 
     assert [e.step for e in recorder.of(cc.SaveFailed)] == [1]  # type: ignore[attr-defined]
     assert local_steps(tmp_path / "run") == {0, 2}
+
+
+def test_a_listener_may_evaluate_what_was_saved(tmp_path: Path) -> None:
+    class Evaluator:
+        run: cc.Run[Any]
+
+        @cc.hookimpl
+        def on_saved(self, event: cc.Saved) -> None:
+            self.run.on_eval(event.step, {"score": -float(event.step)})
+
+    evaluator = Evaluator()
+    store = MemoryStore()
+    with callbacks_in(tmp_path / "run", store, evaluator).run(new_state()) as evaluator.run:
+        for step in range(6):
+            evaluator.run.on_step(step, new_state())
+
+    assert store.aliases == {"best": 0, "last": 5}
+
+
+@pytest.mark.parametrize("removed", [[4, 5], [1, 4, 5]])
+def test_checkpoints_removed_by_hand_take_no_place_in_the_policy(
+    tmp_path: Path, removed: list[int]
+) -> None:
+    """Going back by deleting the newest steps, or losing the directory but for its records."""
+    root = tmp_path / "run"
+    store = MemoryStore()
+    train(callbacks_in(root, store), 6, {1: 0.9})
+    for step in removed:
+        shutil.rmtree(root / str(step))
+    recorder = Recorder()
+
+    train(callbacks_in(root, store, recorder), 9)
+
+    (started,) = recorder.of(cc.RunStarted)
+    assert started.next_step == (2 if 1 not in removed else 0)  # type: ignore[attr-defined]
+    assert local_steps(root) == {1, 7, 8} - set(removed)
+    assert set(store.copies) == {1, 7, 8}  # of 1 it may be the only copy left
+    assert store.aliases == {"best": 1, "last": 8}
+    steps = [p.step for p in store.points if "loss" in p.values]
+    assert steps == [*range(6), *range(started.next_step, 9)]  # type: ignore[attr-defined]
+
+
+def test_an_odd_metric_costs_itself_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    odd: list[Any] = [{("a", "b"): 1.0}, {1: 2.0, "x": 3.0}, {"huge": 10**400, "fine": 4.0}, {}]
+    with callbacks_in(tmp_path / "run", store).run(new_state()) as run:
+        for step, metrics in enumerate(odd):
+            run.on_step(step, new_state(), metrics)
+
+    assert [dict(p.values) for p in store.points] == [
+        {"('a', 'b')": 1.0},
+        {"1": 2.0, "x": 3.0},
+        {"fine": 4.0},
+    ]
+    assert "metric 'huge' is left out" in caplog.text
+    assert local_steps(tmp_path / "run") == {2, 3}
+
+
+def test_metrics_that_a_store_refuses_hold_back_no_checkpoint(tmp_path: Path) -> None:
+    def refuse(call: str) -> None:
+        if call == "log_metrics":
+            raise ValueError("a bad name")
+
+    store = MemoryStore(before=refuse)
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint(tmp_path / "run", save=cc.EveryNSteps(1), keep=KEEP),
+        store,
+        recorder := Recorder(),
+        drain_limit=1,
+    )
+
+    train(callbacks, 4)
+
+    assert set(store.copies) == {2, 3}
+    assert [e.action for e in recorder.of(cc.MirrorFailed)] == ["log metrics"]  # type: ignore[attr-defined]
+
+
+def test_a_copy_that_was_cut_goes_when_it_is_no_longer_wanted(tmp_path: Path) -> None:
+    """The service got half of it, and the policy moved on before the next attempt."""
+    cut: set[int] = set()
+    half: set[int] = set()
+
+    class Half(MemoryStore):
+        def put(self, checkpoint: Any, aliases: Any) -> Any:
+            if not cut:
+                cut.add(checkpoint.step)
+                half.add(checkpoint.step)
+                raise ConnectionError("cut")
+            return super().put(checkpoint, aliases)
+
+        def delete(self, step: int) -> None:
+            half.discard(step)
+            super().delete(step)
+
+    store = Half()
+    first_failed = threading.Event()
+
+    class Listener:
+        @cc.hookimpl
+        def on_mirror_failed(self, event: cc.MirrorFailed) -> None:
+            first_failed.set()
+
+    def wait(step: int, run: cc.Run[Any]) -> None:
+        if step == 1:
+            assert first_failed.wait(30)
+
+    train(callbacks_in(tmp_path / "run", store, Listener(), keep=cc.LatestN(1)), 5, before=wait)
+
+    assert cut == {0}
+    assert half == set()
+    assert set(store.copies) == {4}
+
+
+def test_a_worker_that_outlived_the_limit_changes_nothing_more(tmp_path: Path) -> None:
+    hanging, release = threading.Event(), threading.Event()
+
+    def hang(call: str) -> None:
+        if call == "put" and not release.is_set():
+            hanging.set()
+            release.wait(30)
+
+    store = MemoryStore(before=hang)
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint(tmp_path / "run", save=cc.EveryNSteps(1), keep=cc.LatestN(1)),
+        store,
+        drain_limit=0.2,
+    )
+    train(callbacks, 1, before=lambda step, run: None)
+    assert hanging.wait(30)
+    record = (tmp_path / "run" / ".ckpt_callbacks" / "records" / "0.json").read_text()
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name == "ckpt-memory":
+            thread.join(30)
+
+    assert (tmp_path / "run" / ".ckpt_callbacks" / "records" / "0.json").read_text() == record
+    train(callbacks, 2)  # and the next run of the same callbacks makes it good
+    assert set(store.copies) == {1}
+
+
+def test_a_forked_child_that_leaves_the_block_changes_nothing(tmp_path: Path) -> None:
+    script = FORKED.format(root=tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.split() == ["child", "0", "parent", "0", "1", "2", "3"], done.stderr
+
+
+FORKED = """
+import os, sys
+import numpy as np
+import ckpt_callbacks as cc
+from ckpt_callbacks.testing import MemoryStore
+
+store = MemoryStore()
+callbacks = cc.Callbacks(
+    cc.OrbaxCheckpoint("{root}", save=cc.EveryNSteps(100), keep=cc.LatestN(1)), store
+)
+with callbacks.run({{"w": np.zeros(3)}}) as run:
+    for step in range(2):
+        run.on_step(step, {{"w": np.zeros(3)}}, {{"loss": step}})
+    child = os.fork()
+    if not child:
+        run.on_step(200, {{"w": np.ones(3)}}, {{"loss": 200}})
+    else:
+        print("child", os.waitpid(child, 0)[1])
+        for step in range(2, 4):
+            run.on_step(step, {{"w": np.zeros(3)}}, {{"loss": step}})
+if not child:
+    os._exit(0)
+print("parent", *(p.step for p in store.points))
+"""
+
+
+def test_a_record_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    train(callbacks_in(root), 4)
+    (root / ".ckpt_callbacks" / "records" / "3.json").unlink()
+
+    with callbacks_in(root).run(new_state()) as run:
+        assert run.next_step == 4
+        assert run.state["model"]["w"][0, 0] == 4
+
+
+def test_a_start_that_fails_leaves_no_lock_and_no_thread(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    train(callbacks_in(root, MemoryStore()), 2)
+    shutil.rmtree(root / ".ckpt_callbacks" / "stores")
+    (root / ".ckpt_callbacks" / "stores").write_text("not a folder")
+
+    for _ in range(2):
+        with (
+            pytest.raises(OSError, match="stores"),
+            callbacks_in(root, MemoryStore()).run({"w": 1}),
+        ):
+            pass
+
+    assert not [t for t in threading.enumerate() if t.name.startswith("ckpt-")]
+
+
+def test_a_policy_of_ones_own_can_be_read_back(tmp_path: Path) -> None:
+    class Even(cc.KeepPolicy):
+        def keep(self, history: Any) -> dict[int, str]:
+            return {c.step: "even" for c in history if c.step % 2 == 0}
+
+        def __str__(self) -> str:
+            return "Even()"
+
+    callbacks = callbacks_in(tmp_path / "run", keep=Even() | cc.LatestN(1))
+    with callbacks.run(new_state()) as run:
+        for step in range(4):
+            run.on_step(step, new_state())
+
+    assert local_steps(tmp_path / "run") == {0, 2, 3}
+    assert [(r.step, r.reason) for r in run.summary().rows] == [
+        (0, "Even()"),
+        (2, "Even()"),
+        (3, "Even(), latest #1"),
+    ]
+    assert cc.restore(tmp_path / "run", like=new_state()) is not None
+
+
+def test_a_late_evaluation_of_an_evicted_step_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with callbacks_in(tmp_path / "run", keep=cc.LatestN(1)).run(new_state()) as run:
+        for step in range(3):
+            run.on_step(step, new_state())
+        run._engine.wait()  # type: ignore[union-attr]
+        while 0 in run._engine.ledger.records():  # type: ignore[union-attr]
+            pass
+        run.on_eval(0, {"score": 1.0})
+
+    assert "step 0 was evicted before this evaluation of it came" in caplog.text
