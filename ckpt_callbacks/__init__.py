@@ -44,22 +44,34 @@ from ckpt_callbacks.events import (
     Step,
 )
 from ckpt_callbacks.hookspecs import hookimpl
-from ckpt_callbacks.report import Summary
+from ckpt_callbacks.policy import Candidate, Custom, KeepPolicy, SaveContext, SavePolicy
+from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints
 from ckpt_callbacks.restore import restore
-from ckpt_callbacks.retention import BestN, KeepPolicy, LatestN
-from ckpt_callbacks.schedule import EveryNSteps, SavePolicy
+from ckpt_callbacks.retention import BestN, LatestN
+from ckpt_callbacks.schedule import (
+    CustomSteps,
+    EveryNSeconds,
+    EveryNSteps,
+    OnEval,
+    OnImprovement,
+)
 
 __all__ = [
     "BestN",
     "Callbacks",
+    "Candidate",
+    "CheckpointInfo",
     "CheckpointNotFound",
     "CkptCallbacksError",
     "CkptCallbacksWarning",
     "ConfigError",
     "CorruptCheckpoint",
+    "Custom",
+    "CustomSteps",
     "DirectoryLocked",
     "Eval",
     "Event",
+    "EveryNSeconds",
     "EveryNSteps",
     "Evicted",
     "KeepPolicy",
@@ -67,12 +79,15 @@ __all__ = [
     "MirrorFailed",
     "Mirrored",
     "MissingExtra",
+    "OnEval",
+    "OnImprovement",
     "OrbaxCheckpoint",
     "Promoted",
     "RecordError",
     "Run",
     "RunEnded",
     "RunStarted",
+    "SaveContext",
     "SaveFailed",
     "SavePolicy",
     "Saved",
@@ -80,6 +95,7 @@ __all__ = [
     "Step",
     "Summary",
     "UsageError",
+    "checkpoints",
     "hookimpl",
     "restore",
 ]

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,12 +19,19 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.engine import Engine
 from ckpt_callbacks.errors import CkptCallbacksWarning, ConfigError, UsageError
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
-from ckpt_callbacks.hooks import NEVER, Hooks
+from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
+from ckpt_callbacks.policy import (
+    NEVER,
+    KeepPolicy,
+    SaveContext,
+    SavePolicy,
+    as_policy,
+    leaves,
+)
 from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.restore import read
-from ckpt_callbacks.retention import BestN, KeepPolicy, leaves
-from ckpt_callbacks.schedule import SavePolicy
+from ckpt_callbacks.retention import ranked_metrics
 from ckpt_callbacks.stores import Store
 
 __all__ = ["Callbacks", "OrbaxCheckpoint", "Run"]
@@ -39,9 +47,9 @@ class OrbaxCheckpoint:
 
     Args:
         directory: the run directory. It is created if need be and used by one run at a time.
-        save: when to save, such as `EveryNSteps(50)`.
-        keep: what to keep, such as `LatestN(2) | BestN(2, "val_accuracy", mode="max")`;
-            it holds for every store.
+        save: when to save, such as `EveryNSteps(50)`, or a function (see `Custom`).
+        keep: what to keep, such as `LatestN(2) | BestN(2, "val_accuracy", mode="max")`, or a
+            function; it holds for every store.
 
     Raises:
         ConfigError: a policy is not one.
@@ -59,15 +67,20 @@ class OrbaxCheckpoint:
                 f"OrbaxCheckpoint: {self.directory!s} is an address; only local directories are "
                 "supported"
             )
-        if isinstance(self.save, type) or not callable(getattr(self.save, "next_due", None)):
-            raise ConfigError(
-                f"OrbaxCheckpoint: save must be a save policy such as EveryNSteps(50), "
-                f"not {self.save!r}"
-            )
-        if not isinstance(self.keep, KeepPolicy):
-            raise ConfigError(
-                f"OrbaxCheckpoint: keep must be a keep policy such as LatestN(2), not {self.keep!r}"
-            )
+        for option, kind, example in (
+            ("save", SavePolicy, "EveryNSteps(50)"),
+            ("keep", KeepPolicy, "LatestN(2)"),
+        ):
+            try:
+                policy = as_policy(getattr(self, option))
+            except ConfigError as error:
+                raise ConfigError(f"OrbaxCheckpoint: {option}: {error}") from error
+            if wrong := [leaf for leaf in leaves(policy) if not isinstance(leaf, kind)]:
+                raise ConfigError(
+                    f"OrbaxCheckpoint: {option} takes a {option} policy such as {example}, "
+                    f"which {wrong[0]} is not"
+                )
+            object.__setattr__(self, option, policy)
 
 
 class Callbacks:
@@ -170,6 +183,8 @@ class Run(Generic[S]):
         self._evaluated: dict[int, dict[str, float]] = {}
         # An evaluation may come from another thread, just while its step is being saved.
         self._evaluating = threading.RLock()
+        self._last: int | None = None
+        self._saved_at = 0.0
         self._warned = False
         self._entered = False
         self._pid = os.getpid()
@@ -188,7 +203,9 @@ class Run(Generic[S]):
             self._engine = engine = Engine(
                 directory, self._checkpoint.keep, self._stores, self._config, self._hooks
             )
+            self._saved_at = time.monotonic()
             if engine.resumed:
+                self._last = engine.resumed.step
                 self._restored = False
                 self.next_step = engine.resumed.step + 1
             self._log = engine.log
@@ -280,6 +297,30 @@ class Run(Generic[S]):
                     return
                 if not ranked:
                     self._evaluated.setdefault(step, {}).update(values)
+                if self._checkpoint and self._checkpoint.save.watches_evaluations:
+                    self._next_save = min(self._next_save, step)
+                    self._gate = min(self._gate, step)
+
+    def save(self, step: int, state: S, metrics: Mapping[str, Any] | None = None) -> None:
+        """Save a step now, whatever the policy says; before `on_step` of it, or without.
+
+        Raises:
+            UsageError: it comes outside of the `with` statement, or `step` is not newer than
+                the newest that was saved.
+        """
+        if not self._engine:
+            raise UsageError("save was called outside of the with statement of a run")
+        if self._gate < 0:
+            self._first_step(step)
+            self._gate = min(self._next_save, self._next_hook)
+        if self._last is not None and step <= self._last:
+            raise UsageError(f"step {step} is not newer than {self._last}, which was saved before")
+        self._save(step, state, metrics or {}, self._engine)
+
+    def wait(self) -> None:
+        """Wait until no save is in flight. Stores may still lack what was saved."""
+        if self._engine:
+            self._engine.wait()
 
     def summary(self) -> Summary:
         """Return what is kept, why and where; print it for a table."""
@@ -294,17 +335,42 @@ class Run(Generic[S]):
         if self._gate < 0:
             self._first_step(step)
         if step >= self._next_save and self._checkpoint and self._engine:
-            self._engine.wait()  # before the lock: a listener of the last save may evaluate
-            with self._evaluating:
-                evaluated = self._evaluated.pop(step, {})
-                self._check_metrics(step, evaluated, metrics)
-                self._engine.save(step, state, evaluated, metrics)
-                # Evaluations of steps that passed without a save rank nothing.
-                self._evaluated = {s: m for s, m in self._evaluated.items() if s > step}
-            self._next_save = self._checkpoint.save.next_due(step)
+            self._save_if_due(step, state, metrics, self._checkpoint.save, self._engine)
         if step >= self._next_hook:
             self._next_hook = self._hooks.step(Step(step, state, metrics))
         self._gate = min(self._next_save, self._next_hook)
+
+    def _save_if_due(
+        self, step: int, state: S, metrics: Mapping[str, Any], policy: SavePolicy, engine: Engine
+    ) -> None:
+        with self._evaluating:
+            evaluated = dict(self._evaluated.get(step, {}))
+
+        def would_keep() -> bool:
+            engine.wait()  # else the answer would depend on how fast the last save is
+            return engine.ledger.would_keep(step, evaluated)
+
+        context = SaveContext(
+            step=step,
+            last=self._last,
+            now=time.monotonic(),
+            last_time=self._saved_at,
+            evaluated=evaluated,
+            would_keep=would_keep,
+        )
+        if step != self._last and policy.due(context):
+            self._save(step, state, metrics, engine)
+        self._next_save = policy.next_due(step)
+
+    def _save(self, step: int, state: S, metrics: Mapping[str, Any], engine: Engine) -> None:
+        engine.wait()  # before the lock: a listener of the last save may evaluate
+        with self._evaluating:
+            evaluated = self._evaluated.pop(step, {})
+            self._check_metrics(step, evaluated, metrics)
+            self._last, self._saved_at = step, time.monotonic()
+            engine.save(step, state, evaluated, metrics)
+            # Evaluations of steps that passed without a save rank nothing.
+            self._evaluated = {s: m for s, m in self._evaluated.items() if s > step}
 
     def _first_step(self, step: int) -> None:
         if self._checkpoint and not self._engine:
@@ -321,8 +387,8 @@ class Run(Generic[S]):
             )
         self._next_hook = self._hooks.first_step(step)
         if self._checkpoint:
-            last = self.next_step - 1 if self.next_step else None
-            self._next_save = self._checkpoint.save.next_due(last)
+            due = self._checkpoint.save.next_due(self._last)
+            self._next_save = step if step in self._evaluated else due
 
     def _check_metrics(
         self, step: int, evaluated: Mapping[str, float], metrics: Mapping[str, Any]
@@ -331,15 +397,14 @@ class Run(Generic[S]):
         if not evaluated or self._warned or self._checkpoint is None:
             return
         seen = {*evaluated, *metrics}
-        wanted = {p.metric for p in leaves(self._checkpoint.keep) if isinstance(p, BestN)}
-        if missing := wanted - seen:
+        if missing := set(ranked_metrics(self._checkpoint.keep)) - seen:
             self._warned = True
             warnings.warn(
                 f"the evaluation of step {step} has no {', '.join(sorted(missing))}, which "
                 f"{self._checkpoint.keep} ranks by, so it can not be best; "
                 f"the metrics were {', '.join(sorted(seen))}",
                 CkptCallbacksWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
 
 

@@ -5,6 +5,7 @@
     <root>/<step>/                      checkpoints, as Orbax writes them
     <root>/.ckpt_callbacks/run.json     the run as a whole
                           /records/     one small file a checkpoint
+                          /evicted.jsonl   what is remembered of evicted checkpoints
                           /trash/       evicted checkpoints on their way out
                           /stores/      a folder for each store
                           /metrics.jsonl, metrics.json    metrics not yet sent everywhere
@@ -26,8 +27,11 @@ from typing import IO
 from ckpt_callbacks.errors import ConfigError, DirectoryLocked, RecordError
 from ckpt_callbacks.manifest import fsync
 from ckpt_callbacks.record import (
+    Gone,
     Record,
     RunFile,
+    gone_from_json,
+    gone_to_json,
     record_from_json,
     record_to_json,
     run_from_json,
@@ -175,6 +179,21 @@ class RunDirectory:
     def remove_record(self, step: int) -> None:
         """Forget a step."""
         (self.records / f"{step}.json").unlink(missing_ok=True)
+
+    def log_evicted(self, gone: Gone) -> None:
+        """Remember a checkpoint that was evicted."""
+        with (self.meta / "evicted.jsonl").open("a", encoding="utf-8") as file:
+            file.write(gone_to_json(gone) + "\n")
+
+    def read_evicted(self) -> list[Gone]:
+        """Return the checkpoints that were evicted, oldest first.
+
+        Raises:
+            RecordError: a line is damaged; the last may be cut, which is no error.
+        """
+        path = self.meta / "evicted.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [gone_from_json(line, str(path)) for line in lines if line.endswith("\n")]
 
     # Checkpoint folders
 

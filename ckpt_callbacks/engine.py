@@ -16,8 +16,8 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal
 from ckpt_callbacks.metrics import MetricBuffer, MetricLog
+from ckpt_callbacks.policy import KeepPolicy
 from ckpt_callbacks.record import Record
-from ckpt_callbacks.retention import KeepPolicy
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import RunInfo, Store, Tracker
 from ckpt_callbacks.worker import Worker
@@ -137,7 +137,7 @@ def _recover(ledger: Ledger) -> bool:
             ledger.failed(step)
         elif record.state == "evicting":
             directory.to_trash(step)
-            ledger.evicted(step)
+            ledger.evicted(step, "its eviction was completed after a kill")
         elif record.state == "complete" and not committed:
             ledger.lost(step)
             logger.warning("step %d was removed from %s by somebody else", step, directory.root)

@@ -19,13 +19,11 @@ import pluggy
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.events import Eval, Event, RunEnded, RunStarted, Step
 from ckpt_callbacks.hookspecs import EVERY, PROJECT, Specs
+from ckpt_callbacks.policy import NEVER
 
 __all__ = ["Hooks"]
 
 logger = logging.getLogger("ckpt_callbacks")
-NEVER = 1 << 62
-"""A step that no loop reaches."""
-
 _ON_THE_LOOP = (RunStarted, Eval, RunEnded)
 _NAMES = {name for name in vars(Specs) if name.startswith("on_")}
 

@@ -18,8 +18,9 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import UsageError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.plan import Action, View, evictable, next_action
-from ckpt_callbacks.record import Copy, File, Record, RunFile
-from ckpt_callbacks.retention import Candidate, Decision, KeepPolicy, decide, policy_to_json
+from ckpt_callbacks.policy import Candidate, KeepPolicy
+from ckpt_callbacks.record import Copy, File, Gone, Record, RunFile
+from ckpt_callbacks.retention import Decision, decide, explain, policy_to_json
 from ckpt_callbacks.stores import Checkpoint, Listing
 
 __all__ = ["Ledger"]
@@ -106,6 +107,21 @@ class Ledger:
                 decision = decide(self.policy, [*map(_candidate, readable), *there])
             steps = {r.step for r in readable}
             return next_action(self.policy, history, decision, view, steps)
+
+    def would_keep(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Return whether the policy has a place for a step that is not saved yet."""
+        with self._mutex:
+            history = [_candidate(r) for r in self._readable() if r.step != step]
+            history.append(Candidate(step, metrics, time.time()))
+            return step in self.policy.keep(sorted(history, key=lambda c: c.step))
+
+    def explain(self, step: int) -> str:
+        """Return what each policy says of a step."""
+        with self._mutex:
+            history = {r.step: _candidate(r) for r in self._readable()}
+            if step not in history:
+                history[step] = _candidate(self._records[step])
+            return explain(self.policy, history.values(), step)
 
     def evictable(self) -> list[int]:
         """Return the local steps that may go now."""
@@ -221,11 +237,12 @@ class Ledger:
             self._write(replace(self._records[step], state="evicting"))
             return True
 
-    def evicted(self, step: int) -> None:
+    def evicted(self, step: int, reason: str) -> None:
         """The local files are gone."""
         with self._mutex:
             record = self._records[step]
             self._evicted.add(step)
+            self.directory.log_evicted(Gone(step, record.time, record.metrics, reason))
             if record.copies:
                 self._write(replace(record, state="gone", files={}))
             else:
@@ -355,4 +372,4 @@ class Ledger:
 
 
 def _candidate(record: Record) -> Candidate:
-    return Candidate(record.step, record.metrics)
+    return Candidate(record.step, record.metrics, record.time)

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ckpt_callbacks.retention import Candidate, Decision, KeepPolicy, promote
+from ckpt_callbacks.policy import Candidate, KeepPolicy
+from ckpt_callbacks.retention import Decision, promote
 
 __all__ = ["Action", "Alias", "Delete", "Publish", "View", "evictable", "next_action", "plan"]
 

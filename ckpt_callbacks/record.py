@@ -18,8 +18,11 @@ __all__ = [
     "FORMAT",
     "Copy",
     "File",
+    "Gone",
     "Record",
     "RunFile",
+    "gone_from_json",
+    "gone_to_json",
     "record_from_json",
     "record_to_json",
     "run_from_json",
@@ -86,6 +89,17 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """What is remembered of a checkpoint that was evicted: a line of `evicted.jsonl`."""
+
+    step: int
+    time: float
+    metrics: Mapping[str, float]
+    reason: str
+    """What each policy said of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunFile:
     """What is known of the run as a whole."""
 
@@ -100,10 +114,8 @@ class RunFile:
 
 def record_to_json(record: Record) -> str:
     """Return the text of a record's file."""
-    values = asdict(record)
-    # JSON has no NaN and no infinity, and a metric may be either.
-    values["metrics"] = {k: v if math.isfinite(v) else str(v) for k, v in record.metrics.items()}
-    return json.dumps({"format": FORMAT, **values}, indent=1, allow_nan=False)
+    values = {"format": FORMAT, **asdict(record), "metrics": _numbers(record.metrics)}
+    return json.dumps(values, indent=1, allow_nan=False)
 
 
 def record_from_json(text: str, where: str) -> Record:
@@ -141,6 +153,27 @@ def record_from_json(text: str, where: str) -> Record:
     return record
 
 
+def gone_to_json(gone: Gone) -> str:
+    """Return the line of an evicted checkpoint, without its end."""
+    return json.dumps({**asdict(gone), "metrics": _numbers(gone.metrics)}, allow_nan=False)
+
+
+def gone_from_json(line: str, where: str) -> Gone:
+    """Return the evicted checkpoint in `line`; `where` names its file in errors.
+
+    Raises:
+        RecordError: the line is damaged.
+    """
+    try:
+        values = json.loads(line)
+        metrics = {k: float(v) for k, v in values["metrics"].items()}
+        return Gone(
+            _typed(values["step"], int), float(values["time"]), metrics, str(values["reason"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+
+
 def run_to_json(run: RunFile) -> str:
     """Return the text of `run.json`."""
     return json.dumps({"format": FORMAT, **asdict(run)}, indent=1, allow_nan=False)
@@ -168,6 +201,11 @@ def run_from_json(text: str, where: str) -> RunFile:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """Return metrics as JSON has them: it knows no NaN and no infinity."""
+    return {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

@@ -5,32 +5,32 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import ConfigError
-from ckpt_callbacks.retention import (
-    BestN,
-    Candidate,
-    decide,
-    leaves,
-    policy_from_json,
-)
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
+from ckpt_callbacks.policy import Candidate
+from ckpt_callbacks.record import Record, RunFile
+from ckpt_callbacks.retention import decide, explain, policy_from_json, ranked_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Row", "Summary", "summarize"]
+__all__ = ["CheckpointInfo", "Summary", "checkpoints", "summarize", "why"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CheckpointInfo:
     """One checkpoint in the table."""
 
     step: int
-    metrics: dict[str, float | None]
+    time: float
+    """Start of its save, seconds since the epoch."""
+    path: Path
+    metrics: Mapping[str, float]
     reason: str
     """Why it is kept; empty for one that is on its way out."""
     where: list[str]
@@ -43,7 +43,7 @@ class Row:
 class Summary:
     """The checkpoints of a run. Print it for the table, plainly or with rich."""
 
-    rows: list[Row]
+    rows: list[CheckpointInfo]
     metrics: list[str]
     """Names of the metrics that the policy ranks by."""
     hints: list[str]
@@ -60,7 +60,7 @@ class Summary:
             table.add_column(title)
         table.add_column("size", justify="right")
         for row in self.rows:
-            values = [row.metrics[m] for m in self.metrics]
+            values = [row.metrics.get(m) for m in self.metrics]
             table.add_row(
                 str(row.step),
                 *("-" if v is None else f"{v:.4f}" for v in values),
@@ -88,16 +88,12 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
         ConfigError: `directory` is no run directory.
         RecordError: a record in it cannot be read.
     """
-    run_directory = RunDirectory(directory)
-    run = run_directory.read_run()
-    if run is None:
-        raise ConfigError(f"{run_directory.root} is no run directory: it has no .ckpt_callbacks")
+    run_directory, run = _open(directory)
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
-    history = [Candidate(s, r.metrics) for s, r in records.items() if r.state == "complete"]
+    history = _history(records)
     decision = decide(policy, history)
-    metrics = list(dict.fromkeys(p.metric for p in leaves(policy) if isinstance(p, BestN)))
-    rows: list[Row] = []
+    rows: list[CheckpointInfo] = []
     for step, record in records.items():
         where = ["local"] if record.state == "complete" else []
         if where and not run_directory.is_committed(step):
@@ -106,16 +102,70 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
             title = run.stores.get(name, {}).get("title", name)
             where.append(title if copy.state == "confirmed" else f"{title} ({copy.state})")
         rows.append(
-            Row(
+            CheckpointInfo(
                 step=step,
-                metrics={m: record.metrics.get(m) for m in metrics},
+                time=record.time,
+                path=run_directory.path(step),
+                metrics=record.metrics,
                 reason=decision.kept.get(step, record.state if record.state == "saving" else ""),
                 where=where,
                 aliases=[name for name, named in decision.aliases.items() if named == step],
                 bytes=record.bytes,
             )
         )
-    return Summary(rows, metrics, list(hints))
+    return Summary(rows, ranked_metrics(policy), list(hints))
+
+
+def checkpoints(directory: str | os.PathLike[str]) -> list[CheckpointInfo]:
+    """Return the checkpoints in a run directory, oldest first, reading no array.
+
+    Raises:
+        ConfigError: `directory` is no run directory.
+        RecordError: a record in it cannot be read.
+    """
+    return summarize(directory).rows
+
+
+def why(directory: str | os.PathLike[str], step: int) -> str:
+    """Return why a step is kept, was evicted, or is not there.
+
+    Raises:
+        ConfigError: `directory` is no run directory.
+        CheckpointNotFound: the run never saved that step.
+        RecordError: a record in it cannot be read.
+    """
+    run_directory, run = _open(directory)
+    policy = policy_from_json(run.policy)
+    records = run_directory.read_records()
+    history = _history(records)
+    decision = decide(policy, history)
+    if step in decision.kept:
+        names = [f" It is {name!r}." for name, named in decision.aliases.items() if named == step]
+        return (
+            f"Step {step} is kept: {decision.kept[step]}.{''.join(names)}\n"
+            f"{explain(policy, history, step)}"
+        )
+    gone = [g for g in run_directory.read_evicted() if g.step == step]
+    if gone:
+        values = ", ".join(f"{k} {v:g}" for k, v in gone[-1].metrics.items()) or "none"
+        return f"Step {step} was evicted: {gone[-1].reason}.\nIts metrics were: {values}"
+    if step in records:
+        return f"Step {step} is {records[step].state}."
+    steps = ", ".join(map(str, records)) or "none"
+    raise CheckpointNotFound(f"{run_directory.root} never had a step {step}; it has {steps}")
+
+
+def _open(directory: str | os.PathLike[str]) -> tuple[RunDirectory, RunFile]:
+    run_directory = RunDirectory(directory)
+    run = run_directory.read_run()
+    if run is None:
+        raise ConfigError(f"{run_directory.root} is no run directory: it has no .ckpt_callbacks")
+    return run_directory, run
+
+
+def _history(records: Mapping[int, Record]) -> list[Candidate]:
+    complete = [r for r in records.values() if r.state == "complete"]
+    return [Candidate(r.step, r.metrics, r.time) for r in complete]
 
 
 def size(count: int) -> str:

@@ -12,8 +12,9 @@ from ckpt_callbacks.adapters import abstract, apply, check_same
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.manifest import verify
+from ckpt_callbacks.policy import Candidate
 from ckpt_callbacks.record import File
-from ckpt_callbacks.retention import Candidate, policy_from_json, promote
+from ckpt_callbacks.retention import policy_from_json, promote
 
 __all__ = ["read", "restore"]
 

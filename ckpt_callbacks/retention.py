@@ -8,34 +8,26 @@ pruning early changes nothing later.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from ckpt_callbacks.errors import ConfigError, RecordError
-from ckpt_callbacks.schedule import positive
+from ckpt_callbacks.policy import AnyOf, Candidate, KeepPolicy, Policy, leaves, positive
+from ckpt_callbacks.schedule import CustomSteps, EveryNSeconds, EveryNSteps
 
 __all__ = [
     "BestN",
-    "Candidate",
     "Decision",
-    "KeepPolicy",
     "LatestN",
-    "Union",
     "decide",
+    "explain",
     "finite",
     "policy_from_json",
     "policy_to_json",
     "promote",
+    "ranked_metrics",
 ]
-
-
-class Candidate(NamedTuple):
-    """One complete checkpoint, as far as retention is concerned."""
-
-    step: int
-    metrics: Mapping[str, float]
 
 
 def finite(value: object) -> float | None:
@@ -45,21 +37,7 @@ def finite(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-class KeepPolicy(ABC):
-    """Says which steps to keep and why. Policies are joined with `|`."""
-
-    @abstractmethod
-    def keep(self, history: Sequence[Candidate]) -> Mapping[int, str]:
-        """Return the steps to keep, each with its reason. `history` is sorted by step."""
-
-    def __or__(self, other: KeepPolicy) -> Union:
-        """Keep what either policy keeps."""
-        if not isinstance(other, KeepPolicy):
-            return NotImplemented
-        return Union((*leaves(self), *leaves(other)))
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LatestN(KeepPolicy):
     """Keep the `n` newest steps (reason `latest #1`, `latest #2`, …).
 
@@ -76,74 +54,92 @@ class LatestN(KeepPolicy):
         newest = [c.step for c in reversed(history[-self.n :])]
         return {step: f"latest #{rank}" for rank, step in enumerate(newest, 1)}
 
+    def explain(self, history: Sequence[Candidate], step: int) -> str:
+        rank = sum(c.step > step for c in history) + 1
+        return f"latest #{rank} of {len(history)}, {self} keeps {self.n}"
+
     def __str__(self) -> str:
         return f"LatestN({self.n})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BestN(KeepPolicy):
     """Keep the `n` best steps by one metric (reason `best #1`, `best #2`, …).
 
-    NaN, infinite and missing values never rank; of equal values the later step is better.
-    The newest `pending` checkpoints without the metric are kept too (reason `not measured yet`),
-    since an evaluation may still come; `None` keeps all of those.
+    The metric is a name, or a function of all metrics of a step. NaN, infinite and missing
+    values never rank; of equal values the later step is better. The newest `pending` checkpoints
+    without the metric are kept too (reason `not measured yet`), since an evaluation may still
+    come; `None` keeps all of those.
+
+    Where a policy has several, each has the alias `best-<name>` and the first also `best`.
 
     Raises:
         ConfigError: a number is not positive, `metric` is empty, `mode` is not `min` or `max`.
     """
 
     n: int
-    metric: str
+    metric: str | Callable[[Mapping[str, float]], float]
     mode: Literal["min", "max"] = field(kw_only=True)
     pending: int | None = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         positive("BestN", "n", self.n)
-        if not isinstance(self.metric, str) or not self.metric:
-            raise ConfigError(f"BestN: metric must be the name of a metric, not {self.metric!r}")
+        if not self.metric or not (isinstance(self.metric, str) or callable(self.metric)):
+            raise ConfigError(
+                f"BestN: metric must be the name of a metric, or a function, not {self.metric!r}"
+            )
         if self.mode not in ("min", "max"):
             raise ConfigError(f"BestN: mode must be 'min' or 'max', not {self.mode!r}")
         if self.pending is not None and self.pending != 0:
             positive("BestN", "pending", self.pending)
 
+    @property
+    def name(self) -> str:
+        """The name of the metric or of the function."""
+        return self.metric if isinstance(self.metric, str) else self.metric.__name__
+
+    def value(self, candidate: Candidate) -> float | None:
+        """Return what ranks a checkpoint, or `None` if it does not rank."""
+        return finite(self._raw(candidate))
+
     def ranked(self, history: Iterable[Candidate]) -> list[int]:
         """Return the steps that have a finite value, best first."""
         sign = 1.0 if self.mode == "max" else -1.0
-        measured = [(finite(c.metrics.get(self.metric)), c.step) for c in history]
+        measured = [(self.value(c), c.step) for c in history]
         order = sorted(((sign * v, step) for v, step in measured if v is not None), reverse=True)
         return [step for _, step in order]
 
     def keep(self, history: Sequence[Candidate]) -> Mapping[int, str]:
         best = self.ranked(history)[: self.n]
         reasons = {step: f"best #{rank}" for rank, step in enumerate(best, 1)}
-        open_ = [c.step for c in history if self.metric not in c.metrics]
+        open_ = [c.step for c in history if self._raw(c) is None]
         newest = open_ if self.pending is None else open_[max(0, len(open_) - self.pending) :]
         return reasons | dict.fromkeys(newest, "not measured yet")
 
+    def explain(self, history: Sequence[Candidate], step: int) -> str:
+        this = next(c for c in history if c.step == step)
+        ranked = self.ranked(history)
+        if step in ranked:
+            value = f"{self.name} {self.value(this):g}"
+            return (
+                f"{value} is best #{ranked.index(step) + 1} of {len(ranked)}, {self} keeps {self.n}"
+            )
+        raw = self._raw(this)
+        if raw is None:
+            return f"no {self.name} yet, {self} keeps the newest {self.pending} such"
+        return f"{self.name} is {raw}, which never ranks"
+
+    def _raw(self, candidate: Candidate) -> float | None:
+        """Return the metric, which may be no number; `None` where there is none."""
+        if isinstance(self.metric, str):
+            return candidate.metrics.get(self.metric)
+        try:
+            return self.metric(candidate.metrics)
+        except (KeyError, TypeError, ArithmeticError):
+            return None
+
     def __str__(self) -> str:
-        return f"BestN({self.n}, {self.metric!r}, mode={self.mode!r})"
-
-
-@dataclass(frozen=True, slots=True)
-class Union(KeepPolicy):
-    """Keep what any of several policies keeps; made with `|`."""
-
-    policies: tuple[KeepPolicy, ...]
-
-    def keep(self, history: Sequence[Candidate]) -> Mapping[int, str]:
-        kept: dict[int, str] = {}
-        for policy in self.policies:
-            for step, reason in policy.keep(history).items():
-                kept[step] = f"{kept[step]}, {reason}" if step in kept else reason
-        return kept
-
-    def __str__(self) -> str:
-        return " | ".join(map(str, self.policies))
-
-
-def leaves(policy: KeepPolicy) -> tuple[KeepPolicy, ...]:
-    """Return the policies that `policy` joins, or just itself."""
-    return policy.policies if isinstance(policy, Union) else (policy,)
+        return f"BestN({self.n}, {self.name!r}, mode={self.mode!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,35 +150,63 @@ class Decision:
     aliases: Mapping[str, int]
 
 
-def decide(policy: KeepPolicy, history: Iterable[Candidate]) -> Decision:
+def decide(policy: Policy, history: Iterable[Candidate]) -> Decision:
     """Decide over the complete checkpoints of a run.
 
     The newest one is kept under every policy (reason `newest`, when it has no other).
     """
     ordered = sorted(history, key=lambda c: c.step)
-    kept = dict(policy.keep(ordered))
+    kept: dict[int, str] = {}
+    for leaf in leaves(policy):
+        for step, reason in leaf.keep(ordered).items() if isinstance(leaf, KeepPolicy) else ():
+            named = reason
+            if isinstance(leaf, BestN):
+                named = reason.replace("best ", f"{_alias(policy, leaf)} ", 1)
+            kept[step] = f"{kept[step]}, {named}" if step in kept else named
     if ordered:
         kept.setdefault(ordered[-1].step, "newest")
     return Decision(dict(sorted(kept.items())), promote(policy, ordered))
 
 
-def promote(policy: KeepPolicy, history: Iterable[Candidate]) -> dict[str, int]:
+def promote(policy: Policy, history: Iterable[Candidate]) -> dict[str, int]:
     """Return the step that each alias names among `history`.
 
-    `last` is the newest step; `best` the best of the policy's first `BestN`.
-    An alias without a candidate is left out.
+    `last` is the newest step; `best` the best of the policy's first `BestN`. With several, each
+    also has `best-<name>`. An alias without a candidate is left out.
     """
     ordered = sorted(history, key=lambda c: c.step)
     aliases: dict[str, int] = {}
-    best = next((p for p in leaves(policy) if isinstance(p, BestN)), None)
-    if best and (ranked := best.ranked(ordered)):
-        aliases["best"] = ranked[0]
+    for best in _bests(policy):
+        if ranked := best.ranked(ordered):
+            aliases[_alias(policy, best)] = ranked[0]
+            if best is _bests(policy)[0]:
+                aliases["best"] = ranked[0]
     if ordered:
         aliases["last"] = ordered[-1].step
     return aliases
 
 
-@dataclass(frozen=True, slots=True)
+def explain(policy: KeepPolicy, history: Iterable[Candidate], step: int) -> str:
+    """Return what each policy says of a step of `history`."""
+    ordered = sorted(history, key=lambda c: c.step)
+    return policy.explain(ordered, step)
+
+
+def ranked_metrics(policy: Policy) -> list[str]:
+    """Return the names of the metrics that the policy ranks by."""
+    return list(dict.fromkeys(b.name for b in _bests(policy) if isinstance(b.metric, str)))
+
+
+def _bests(policy: Policy) -> list[BestN]:
+    return [leaf for leaf in leaves(policy) if isinstance(leaf, BestN)]
+
+
+def _alias(policy: Policy, leaf: Policy) -> str:
+    several = len(_bests(policy)) > 1
+    return f"best-{leaf.name}" if several and isinstance(leaf, BestN) else "best"
+
+
+@dataclass(frozen=True)
 class Opaque(KeepPolicy):
     """Stands for a policy of somebody's own, of which the disk has only the text."""
 
@@ -195,17 +219,22 @@ class Opaque(KeepPolicy):
         return self.text
 
 
-_KINDS: dict[str, type[LatestN | BestN]] = {"LatestN": LatestN, "BestN": BestN}
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (LatestN, BestN, EveryNSteps, EveryNSeconds, CustomSteps)
+}
 
 
-def policy_to_json(policy: KeepPolicy) -> list[dict[str, Any]]:
+def policy_to_json(policy: Policy) -> list[dict[str, Any]]:
     """Return the policy as JSON values. One of unknown type is stored by its text alone."""
-    return [
-        {"policy": type(leaf).__name__} | asdict(leaf)
-        if isinstance(leaf, LatestN | BestN)
-        else {"policy": "custom", "text": str(leaf)}
-        for leaf in leaves(policy)
-    ]
+    return [_leaf_to_json(leaf) for leaf in leaves(policy)]
+
+
+def _leaf_to_json(leaf: Any) -> dict[str, Any]:
+    name = type(leaf).__name__
+    if _KINDS.get(name) is not type(leaf) or (isinstance(leaf, BestN) and callable(leaf.metric)):
+        return {"policy": "custom", "text": str(leaf)}
+    options = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(leaf).items()}
+    return {"policy": name} | options
 
 
 def policy_from_json(spec: Sequence[Mapping[str, Any]]) -> KeepPolicy:
@@ -214,14 +243,14 @@ def policy_from_json(spec: Sequence[Mapping[str, Any]]) -> KeepPolicy:
     Raises:
         RecordError: it names a policy that this version does not know.
     """
-    policies: list[KeepPolicy] = []
+    policies: list[Policy] = []
     for leaf in spec:
         options = dict(leaf)
         name = options.pop("policy", None)
         if name == "custom":
             policies.append(Opaque(str(options["text"])))
-            continue
-        if name not in _KINDS:
+        elif name in _KINDS:
+            policies.append(_KINDS[name](**options))
+        else:
             raise RecordError(f"unknown keep policy {name!r}; known are {', '.join(_KINDS)}")
-        policies.append(_KINDS[name](**options))
-    return policies[0] if len(policies) == 1 else Union(tuple(policies))
+    return AnyOf(tuple(policies))

@@ -152,8 +152,9 @@ class Saver:
     def _evict(self) -> None:
         ledger, directory = self._ledger, self._ledger.directory
         for step in ledger.evictable():
+            reason = ledger.explain(step)
             if ledger.evicting(step):
                 directory.to_trash(step)
-                ledger.evicted(step)
-                self._hooks.emit(Evicted("local", step, f"not kept by {ledger.policy}"))
+                ledger.evicted(step, reason)
+                self._hooks.emit(Evicted("local", step, reason))
         directory.empty_trash()

@@ -189,9 +189,10 @@ class Worker:
                 self.store.alias(alias, step)
                 self._promoted(alias, step)
             case Delete(step):
+                reason = ledger.explain(step)
                 self.store.delete(step)
                 ledger.deleted(name, step)
-                self._hooks.emit(Evicted(name, step, f"not kept by {ledger.policy}"))
+                self._hooks.emit(Evicted(name, step, reason))
         return True
 
     def _promoted(self, alias: str, step: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import ckpt_callbacks
 
-PURE = ["errors", "events", "plan", "record", "retention", "schedule"]
+PURE = ["errors", "events", "plan", "policy", "record", "retention", "schedule"]
 
 MEASURE = """
 import resource, sys, time

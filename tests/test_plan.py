@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 import strategies
 from ckpt_callbacks.plan import Alias, Delete, Publish, View, evictable, next_action, plan
-from ckpt_callbacks.retention import Candidate, KeepPolicy, LatestN, decide, promote
+from ckpt_callbacks.policy import Candidate, KeepPolicy
+from ckpt_callbacks.retention import LatestN, decide, promote
 
 History = list[Candidate]
 

@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 
 import strategies
 from ckpt_callbacks import ConfigError, RecordError
+from ckpt_callbacks.policy import Candidate, KeepPolicy, leaves
 from ckpt_callbacks.retention import (
     BestN,
-    Candidate,
-    KeepPolicy,
     LatestN,
     decide,
+    explain,
     finite,
     policy_from_json,
     policy_to_json,
     promote,
 )
+from ckpt_callbacks.schedule import CustomSteps, EveryNSeconds, EveryNSteps
 
 History = list[Candidate]
 
@@ -154,7 +155,73 @@ def test_without_a_policy_reason_the_newest_is_kept_as_newest() -> None:
 
 @given(strategies.policies)
 def test_a_policy_survives_the_disk(policy: KeepPolicy) -> None:
-    assert policy_from_json(json.loads(json.dumps(policy_to_json(policy)))) == policy
+    assert leaves(policy_from_json(json.loads(json.dumps(policy_to_json(policy))))) == leaves(
+        policy
+    )
+
+
+def test_several_metrics_have_an_alias_each() -> None:
+    policy = LatestN(1) | BestN(1, "loss", mode="min") | BestN(1, "accuracy", mode="max")
+    history = [
+        Candidate(0, {"loss": 0.1, "accuracy": 0.5}),
+        Candidate(1, {"loss": 0.2, "accuracy": 0.9}),
+        Candidate(2, {"loss": 0.3, "accuracy": 0.1}),
+    ]
+
+    decision = decide(policy, history)
+
+    assert decision.aliases == {"best": 0, "best-loss": 0, "best-accuracy": 1, "last": 2}
+    assert decision.kept == {0: "best-loss #1", 1: "best-accuracy #1", 2: "latest #1"}
+
+
+def test_a_metric_may_be_a_function() -> None:
+    def gap(metrics: dict[str, float]) -> float:
+        return metrics["val"] - metrics["train"]
+
+    policy = BestN(1, gap, mode="min", pending=0)
+    history = [Candidate(0, {"val": 3, "train": 1}), Candidate(1, {"val": 2, "train": 1})]
+
+    assert decide(policy, [*history, Candidate(2, {"val": 1})]).kept == {1: "best #1", 2: "newest"}
+    assert str(policy) == "BestN(1, 'gap', mode='min')"
+
+
+def test_milestones_stay() -> None:
+    history = [Candidate(s, {}, time=10.0 * s) for s in range(0, 100, 9)]
+
+    assert set(EveryNSteps(30).keep(history)) == {0, 36, 63, 90}
+    assert set(EveryNSeconds(300).keep(history)) == {0, 36, 72}
+    assert set(CustomSteps([9, 10, 27]).keep(history)) == {9, 27}
+
+
+def test_a_function_is_a_policy() -> None:
+    def odd(history: History) -> list[int]:
+        return [c.step for c in history if c.step % 2] + [77]
+
+    assert decide(LatestN(1) | odd, losses(1, 2, 3)).kept == {1: "odd", 2: "latest #1"}
+    assert decide(odd | LatestN(1), losses(1, 2, 3)).kept == {1: "odd", 2: "latest #1"}
+
+
+def test_what_is_no_policy_cannot_be_joined() -> None:
+    with pytest.raises(ConfigError, match="3 is no policy"):
+        LatestN(1) | 3
+
+
+@given(strategies.policies, strategies.histories)
+def test_every_step_is_explained(policy: KeepPolicy, history: History) -> None:
+    for candidate in history:
+        assert explain(policy, history, candidate.step)
+
+
+def test_an_explanation_gives_rank_value_and_limit() -> None:
+    policy = LatestN(1) | BestN(1, "loss", mode="min") | EveryNSteps(10)
+
+    assert explain(policy, losses(0.1, 0.5, math.nan, None), 1) == (
+        "latest #3 of 4, LatestN(1) keeps 1; "
+        "loss 0.5 is best #2 of 2, BestN(1, 'loss', mode='min') keeps 1; "
+        "not the first in its bucket of 10 steps"
+    )
+    assert "loss is nan, which never ranks" in explain(policy, losses(0.1, math.nan, 1), 1)
+    assert "no loss yet" in explain(policy, losses(0.1, None, 1), 1)
 
 
 def test_an_unknown_policy_on_disk_is_refused() -> None:
@@ -167,9 +234,11 @@ def test_an_unknown_policy_on_disk_is_refused() -> None:
     [
         (lambda: LatestN(0), "LatestN: n must be an integer of at least 1, not 0"),
         (lambda: LatestN(True), "not True"),
-        (lambda: BestN(1, "", mode="min"), "metric must be the name of a metric"),
+        (lambda: BestN(1, "", mode="min"), "metric must be the name of a metric, or a function"),
         (lambda: BestN(1, "loss", mode="lowest"), "mode must be 'min' or 'max', not 'lowest'"),
         (lambda: BestN(1, "loss", mode="min", pending=-1), "pending"),
+        (lambda: EveryNSeconds(0), "seconds must be a positive number, not 0"),
+        (lambda: CustomSteps([1, -2]), "a step must be an integer from 0, not -2"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(make: object, message: str) -> None:

@@ -365,8 +365,8 @@ def test_a_wrong_place_is_refused(tmp_path: Path) -> None:
         (lambda: cc.Callbacks(MemoryStore()), "an OrbaxCheckpoint must be given too"),
         (lambda: callbacks_in(Path("r"), MemoryStore(), MemoryStore()), "two stores have the name"),
         (lambda: callbacks_in(Path("r"), cc.OrbaxCheckpoint("b", cc.EveryNSteps(1), KEEP)), "one"),
-        (lambda: cc.OrbaxCheckpoint("r", 50, KEEP), "save must be a save policy .* not 50"),
-        (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps(1), 3), "keep must be a keep policy"),
+        (lambda: cc.OrbaxCheckpoint("r", 50, KEEP), "save: 50 is no policy"),
+        (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps(1), 3), "keep: 3 is no policy"),
         (lambda: cc.Callbacks().run({}, config={"f": len}), "config must hold JSON values only"),
         (lambda: cc.Callbacks().run({}, config={1: 2}), "keys of config must be strings, not 1"),
         (lambda: cc.Callbacks(drain_limit="60"), "drain_limit must be a number of seconds"),
@@ -374,7 +374,15 @@ def test_a_wrong_place_is_refused(tmp_path: Path) -> None:
         (lambda: cc.Callbacks(Recorder), r"Recorder is a class; give an object, Recorder\(...\)"),
         (lambda: cc.Callbacks([Recorder()]), "one by one, not as a list"),
         (lambda: cc.Callbacks(r := Recorder(), r), "Recorder is given twice"),
-        (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps, KEEP), "save must be a save policy"),
+        (
+            lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps, KEEP),
+            "save: .*EveryNSteps.* is no policy",
+        ),
+        (
+            lambda: cc.OrbaxCheckpoint("r", cc.LatestN(2), KEEP),
+            r"save policy .* LatestN\(2\) is not",
+        ),
+        (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps(2), cc.OnEval()), r"OnEval\(\) is not"),
         (lambda: cc.OrbaxCheckpoint(None, cc.EveryNSteps(1), KEEP), "directory must be a path"),
         (lambda: cc.OrbaxCheckpoint("gs://b/r", cc.EveryNSteps(1), KEEP), "only local directories"),
     ],
@@ -725,3 +733,64 @@ def test_a_late_evaluation_of_an_evicted_step_is_reported(
         run.on_eval(0, {"score": 1.0})
 
     assert "step 0 was evicted before this evaluation of it came" in caplog.text
+
+
+def test_saves_on_evaluations_and_by_hand(tmp_path: Path) -> None:
+    recorder = Recorder()
+    checkpoint = cc.OrbaxCheckpoint(tmp_path / "run", save=cc.OnEval(), keep=cc.LatestN(9))
+    with cc.Callbacks(checkpoint, recorder).run(new_state()) as run:
+        for step in range(6):
+            if step in (0, 3):
+                run.on_eval(step, {"score": 0.1})
+            if step == 4:
+                run.save(step, new_state())
+            run.on_step(step, new_state())
+        run.wait()
+        assert [e.step for e in recorder.of(cc.Saved)] == [0, 3, 4]  # type: ignore[attr-defined]
+        with pytest.raises(cc.UsageError, match="step 4 is not newer than 4"):
+            run.save(4, new_state())
+
+
+def test_what_would_be_evicted_at_once_is_not_written(tmp_path: Path) -> None:
+    recorder = Recorder()
+    keep = cc.BestN(1, "score", mode="max")
+    checkpoint = cc.OrbaxCheckpoint(tmp_path / "run", save=cc.OnImprovement(), keep=keep)
+    with cc.Callbacks(checkpoint, recorder).run(new_state()) as run:
+        for step, score in enumerate([0.5, 0.1, math.nan, 0.7, 0.6]):
+            run.on_eval(step, {"score": score})
+            run.on_step(step, new_state())
+
+    assert [e.step for e in recorder.of(cc.Saved)] == [0, 3]  # type: ignore[attr-defined]
+
+
+def test_why_a_step_is_kept_or_gone(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    train(callbacks_in(root), 5, {0: 0.9, 1: 0.2, 3: math.nan})
+    command = Path(sys.executable).with_name("ckpt-callbacks")
+
+    def why(step: int) -> str:
+        done = subprocess.run(
+            [command, "why", root, str(step)], capture_output=True, text=True, check=False
+        )
+        return done.stdout + done.stderr
+
+    assert "Step 0 is kept: best #1. It is 'best'." in why(0)
+    assert "Step 1 was evicted: latest #3 of" in why(1)
+    assert "score 0.2 is best #2 of 2, BestN(1, 'score', mode='max') keeps 1" in why(1)
+    assert "Its metrics were: loss 1, score 0.2" in why(1)
+    assert "Error: " in why(77)
+    assert "never had a step 77; it has 0, 3, 4" in why(77)
+
+
+def test_checkpoints_are_listed_as_values(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path / "run"), 4, {1: 0.9})
+
+    found = cc.checkpoints(tmp_path / "run")
+
+    assert [c.step for c in found] == [1, 2, 3]
+    assert found[0].metrics == {"score": 0.9, "loss": 1.0}
+    assert found[0].path == tmp_path / "run" / "1"
+    assert found[-1].aliases == ["last"]
+    assert found[0].bytes > 0
+    with pytest.raises(cc.ConfigError, match="is no run directory"):
+        cc.checkpoints(tmp_path)
