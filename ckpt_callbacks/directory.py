@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from ckpt_callbacks.errors import ConfigError, DirectoryLocked, RecordError
+from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.manifest import fsync
 from ckpt_callbacks.record import (
     Gone,
@@ -59,7 +60,9 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    hit("file-written")
     temporary.replace(path)
+    hit("file-replaced")
     fsync(path.parent)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_callbacks.errors import UsageError
+from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.stores import MetricPoint
 
 __all__ = ["MetricBuffer", "MetricLog", "host_floats"]
@@ -102,6 +103,7 @@ class MetricLog:
             except OSError:
                 os.truncate(self._path, size)  # half a line would spoil the next one
                 raise
+            hit("metrics-written")
             for name, step in highest.items():
                 self._floor[name] = max(step, self._floor.get(name, -1))
 

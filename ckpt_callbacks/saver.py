@@ -18,6 +18,7 @@ from ckpt_callbacks import orbax_io
 from ckpt_callbacks.adapters import capture
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.events import Evicted, Saved, SaveFailed
+from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal
@@ -71,7 +72,9 @@ class Saver:
             items = capture(state)
             if path.exists():
                 raise ConfigError(f"{path} exists and is not of this run")
+            hit("save-begins")
             self._ledger.saving(step, evaluated)
+            hit("record-saving")
         except Exception as error:
             self._report(step, error)
             return
@@ -80,6 +83,7 @@ class Saver:
         except Exception as error:
             self._discard(step, error)
         else:
+            hit("orbax-started")
             self._idle.clear()
             self._work.put(_InFlight(step, pending, metrics, started))
 
@@ -120,11 +124,16 @@ class Saver:
             self._flush()
             metrics, _ = host_floats(save.metrics)  # the buffer tells of those it can not read
             ledger.reported(save.step, metrics)
+            hit("metrics-recorded")
         except Exception:
             logger.exception("the metrics of step %d are not in its record", save.step)
         try:
             save.pending.result()
-            record = ledger.completed(save.step, seal(path))
+            hit("orbax-committed")
+            files = seal(path)
+            hit("files-sealed")
+            record = ledger.completed(save.step, files)
+            hit("record-complete")
         except Exception as error:
             self._discard(save.step, error)
             self._idle.set()
@@ -153,8 +162,13 @@ class Saver:
         ledger, directory = self._ledger, self._ledger.directory
         for step in ledger.evictable():
             reason = ledger.explain(step)
+            hit("eviction-begins")
             if ledger.evicting(step):
+                hit("record-evicting")
                 directory.to_trash(step)
+                hit("moved-to-trash")
                 ledger.evicted(step, reason)
+                hit("record-evicted")
                 self._hooks.emit(Evicted("local", step, reason))
         directory.empty_trash()
+        hit("trash-emptied")

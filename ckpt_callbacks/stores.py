@@ -103,7 +103,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def list(self) -> Listing | None:
+    def listing(self) -> Listing | None:
         """Return what the store holds of this run, or `None` if it cannot be asked."""
 
     @abstractmethod

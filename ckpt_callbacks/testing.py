@@ -129,8 +129,8 @@ class MemoryStore(Tracker):
         }
         return Copy("confirmed", f"{self.name}/{checkpoint.key}")
 
-    def list(self) -> Listing | None:
-        self._called("list")
+    def listing(self) -> Listing | None:
+        self._called("listing")
         copies = {step: Copy("confirmed", f"{self.name}/{step}") for step in self.copies}
         return Listing(copies, dict(self.aliases))
 
@@ -232,7 +232,7 @@ class StoreContract:
         again = self._open(make_store, tmp_path)
         again.put(checkpoint, [])
 
-        listing = again.list()
+        listing = again.listing()
         assert listing is None or set(listing.copies) == {7}
         again.delete(7)
         self._assert_gone(again, 7, tmp_path)
@@ -251,7 +251,7 @@ class StoreContract:
 
         again = self._open(make_store, tmp_path)
 
-        listing = again.list()
+        listing = again.listing()
         assert listing is None or dict(listing.aliases) == {"best": 1, "last": 2}
         again.close("finished")
 
@@ -284,7 +284,7 @@ class StoreContract:
         again.put(checkpoint, [])
 
         assert self._bytes(again, 7, tmp_path / "got")["model/d/data"] == b"new" * 9
-        listing = again.list()
+        listing = again.listing()
         assert listing is None or set(listing.copies) == {7}
         again.close("finished")
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from ckpt_callbacks.errors import UsageError
 from ckpt_callbacks.events import Evicted, Mirrored, MirrorFailed, Promoted
+from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
@@ -153,7 +154,7 @@ class Worker:
     def _open(self) -> bool:
         refs = {"title": self.store.title, **self.store.open(self._info)}
         self._ledger.remember(self.store.name, refs)
-        if listing := self.store.list():
+        if listing := self.store.listing():
             self._ledger.listed(self.store.name, listing)
         return True
 
@@ -168,7 +169,9 @@ class Worker:
         points, offset = self._log.unsent(self.store.name)
         if points:
             self.store.log_metrics(points)
+            hit("metrics-sent")
             self._log.sent(self.store.name, offset)
+            hit("record-sent")
         return bool(points)
 
     def _perform(self, action: Action) -> bool:
@@ -178,23 +181,33 @@ class Worker:
                 with ledger.reading(step) as checkpoint:
                     if checkpoint is None:
                         return False
+                    hit("publish-begins")
                     ledger.publishing(name, step)
+                    hit("record-pending")
                     copy = self.store.put(checkpoint, aliases)
+                    hit("published")
                     ledger.copied(name, step, copy)
+                    hit("record-copied")
                 self._hooks.emit(Mirrored(name, step, copy.state, copy.ref))
                 if self.store.put_moves_aliases:
                     for alias in aliases:
                         self._promoted(alias, step)
             case Alias(alias, step):
+                hit("alias-begins")
                 self.store.alias(alias, step)
+                hit("alias-moved")
                 self._promoted(alias, step)
             case Delete(step):
                 reason = ledger.explain(step)
+                hit("delete-begins")
                 self.store.delete(step)
+                hit("deleted")
                 ledger.deleted(name, step)
+                hit("record-deleted")
                 self._hooks.emit(Evicted(name, step, reason))
         return True
 
     def _promoted(self, alias: str, step: int) -> None:
         previous = self._ledger.aliased(self.store.name, alias, step)
+        hit("record-aliased")
         self._hooks.emit(Promoted(self.store.name, alias, step, previous))

@@ -7,6 +7,12 @@ import pytest
 pytest.register_assert_rewrite("ckpt_callbacks.testing")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-hits", action="store_true", help="kill at every hit of every failpoint: 20 minutes"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -87,7 +87,7 @@ def test_an_upload_that_was_cut_is_completed(tmp_path: Path) -> None:
     half = Path(model.artifact_location) / "checkpoint" / "model" / "d"
     half.mkdir(parents=True)
     (half / "data").write_bytes(b"half")
-    listing = store.list()
+    listing = store.listing()
     assert listing is not None
     assert not listing.copies
 
@@ -196,7 +196,7 @@ def test_versions_of_others_stay(tmp_path: Path) -> None:
     other = client(tmp_path).create_model_version("digits", source=str(tmp_path))
     client(tmp_path).set_registered_model_alias("digits", "champion", str(other.version))
 
-    listing = store.list()
+    listing = store.listing()
     assert listing is not None
     assert dict(listing.aliases) == {}
     store.delete(7)

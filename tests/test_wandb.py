@@ -127,7 +127,7 @@ def test_what_did_not_reach_the_log_is_not_listed(tmp_path: Path) -> None:
     store.close("finished")
     shutil.copytree(tmp_path / "scratch" / "7", tmp_path / "scratch" / "8")
 
-    listing = store.list()
+    listing = store.listing()
 
     assert listing is not None
     assert listing.exact

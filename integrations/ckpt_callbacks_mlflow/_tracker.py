@@ -117,7 +117,7 @@ class MLflowTracker(Tracker):
             ref = self._ref(model, version)
         return Copy("confirmed", ref, shared)
 
-    def list(self) -> Listing | None:
+    def listing(self) -> Listing | None:
         ready = {int(m.tags[STEP_TAG]): m for m in self._models() if str(m.status) == "READY"}
         refs = {step: str(m.model_id) for step, m in ready.items()}
         if self._register_as:

@@ -145,7 +145,7 @@ class WandbTracker(Tracker):
         self._log(checkpoint.step, [f"step-{checkpoint.step}", *aliases])
         return Copy("staged", f"{self._name}:step-{checkpoint.step}", shared=True)
 
-    def list(self) -> Listing | None:
+    def listing(self) -> Listing | None:
         # There is no server to ask, but W&B's own log tells what it will send.
         named: dict[str, int] = {}
         for log in logs_of(self._folder, self._run_id):

@@ -1,0 +1,36 @@
+"""A short run that saves, evicts and mirrors at every step; to be killed at a failpoint.
+
+python killed_run.py DIRECTORY
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import ckpt_callbacks as cc
+from folder_store import FolderStore
+
+SCORES = [0.1, 0.9, 0.3, 0.2, 0.8, 0.4]
+
+
+def main() -> None:
+    root = Path(sys.argv[1])
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint(
+            root / "run",
+            save=cc.EveryNSteps(1),
+            keep=cc.LatestN(1) | cc.BestN(1, "score", mode="max"),
+        ),
+        FolderStore(root / "store"),
+    )
+    with callbacks.run({"w": np.zeros(1000)}) as run:
+        state = run.state
+        for step in range(run.next_step, len(SCORES)):
+            state = {"w": state["w"] + step}
+            run.on_eval(step, {"score": SCORES[step]})
+            run.on_step(step, state, {"loss": float(step)})
+
+
+if __name__ == "__main__":
+    main()
