@@ -62,6 +62,7 @@ class Engine:
             self._buffer = buffer = MetricBuffer(log, self._wake)
             self._exit.callback(buffer.close)
             self._saver = saver = Saver(self.ledger, hooks, buffer.flush)
+            saver.start()
             self._exit.callback(saver.close)
             for store in stores:
                 info = RunInfo(
@@ -72,6 +73,7 @@ class Engine:
                     remembered=self.ledger.remembered(store.name),
                 )
                 worker = Worker(store, info, self.ledger, log, hooks)
+                worker.start()
                 self._workers.append(worker)
                 self._exit.callback(worker.abandon)
             self._exit = self._exit.pop_all()

@@ -19,7 +19,17 @@ from dataclasses import dataclass, replace
 from ckpt_callbacks.policy import Candidate, KeepPolicy
 from ckpt_callbacks.retention import Decision, promote
 
-__all__ = ["Action", "Alias", "Delete", "Publish", "View", "evictable", "next_action", "plan"]
+__all__ = [
+    "Action",
+    "Alias",
+    "Delete",
+    "Publish",
+    "View",
+    "evictable",
+    "next_action",
+    "plan",
+    "targets",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,16 @@ class View:
                 return replace(self, held=self.held - {step}, begun=self.begun - {step})
 
 
+def targets(policy: KeepPolicy, held: Sequence[Candidate], decision: Decision) -> dict[str, int]:
+    """Return the step that each alias should name in a store that holds `held`.
+
+    As decided where the store has that step; until then the best of what it has.
+    """
+    there = {c.step for c in held}
+    decided = {name: step for name, step in decision.aliases.items() if step in there}
+    return {**promote(policy, held), **decided}
+
+
 def next_action(
     policy: KeepPolicy,
     history: Sequence[Candidate],
@@ -96,7 +116,7 @@ def next_action(
         readable: steps that can be copied from the run directory.
     """
     held = [c for c in history if c.step in view.held]
-    for name, step in promote(policy, held).items():
+    for name, step in targets(policy, held, decision).items():
         if view.aliases.get(name) != step:
             return Alias(name, step)
     named = set(view.aliases.values())
@@ -106,7 +126,7 @@ def next_action(
     for step in sorted(decision.kept):
         if step not in view.held and step in readable:
             new = [c for c in history if c.step == step]
-            aliases = promote(policy, [*held, *new])
+            aliases = targets(policy, [*held, *new], decision)
             return Publish(step, tuple(n for n, s in aliases.items() if s == step))
     return None
 

@@ -56,6 +56,9 @@ class Saver:
         self._stopping = False
         self._complaint = ""
         self._thread = threading.Thread(target=self._run, name="ckpt-saver", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work, on a thread of its own."""
         self._thread.start()
 
     def save(

@@ -67,6 +67,9 @@ class Worker:
         self._before = _threads.get(store)
         self._thread = threading.Thread(target=self._run, name=f"ckpt-{store.name}", daemon=True)
         _threads[store] = self._thread
+
+    def start(self) -> None:
+        """Begin to work, on a thread of its own."""
         self._thread.start()
 
     def wake(self) -> None:

@@ -11,6 +11,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-hits", action="store_true", help="kill at every hit of every failpoint: 20 minutes"
     )
+    parser.addoption(
+        "--machine-runs", type=int, default=200, help="runs of the state machine, 50 steps each"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies
-from ckpt_callbacks.plan import Alias, Delete, Publish, View, evictable, next_action, plan
+from ckpt_callbacks.plan import (
+    Alias,
+    Delete,
+    Publish,
+    View,
+    evictable,
+    next_action,
+    plan,
+    targets,
+)
 from ckpt_callbacks.policy import Candidate, KeepPolicy
-from ckpt_callbacks.retention import LatestN, decide, promote
+from ckpt_callbacks.retention import BestN, LatestN, decide
 
 History = list[Candidate]
 
@@ -80,8 +89,8 @@ def test_a_publish_names_the_aliases_that_follow(
         view = view.after(action)
         if isinstance(action, Publish):
             held = [c for c in history if c.step in view.held]
-            now = {n for n, s in promote(policy, held).items() if s == action.step}
-            assert set(action.aliases) == now
+            now = targets(policy, held, decide(policy, history))
+            assert set(action.aliases) == {n for n, s in now.items() if s == action.step}
 
 
 def test_old_copies_go_before_new_ones_come() -> None:
@@ -100,6 +109,18 @@ def test_old_copies_go_before_new_ones_come() -> None:
         "publish step 40",
         "move alias 'last' to step 40",
     ]
+
+
+def test_what_is_decided_goes_before_what_a_store_still_holds() -> None:
+    """A copy that is no longer wanted may be better, after a change of the policy."""
+    policy = BestN(1, "loss", mode="max")
+    history = [Candidate(0, {"loss": 0.5}), Candidate(1, {"loss": 0.1})]
+    decision = decide(policy, history[1:])
+
+    actions = plan(policy, history, decision, View(frozenset({0}), {"last": 0}), {1})
+
+    assert actions[-1] == Delete(0)
+    assert Alias("best", 1) in actions
 
 
 def test_a_step_that_is_not_on_disk_is_not_published() -> None:
