@@ -17,7 +17,8 @@
             run.on_step(step, state, metrics)
 """
 
-from ckpt_callbacks.callbacks import Callbacks, OrbaxCheckpoint, Run
+from ckpt_callbacks.callbacks import Callbacks
+from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.errors import (
     CheckpointNotFound,
     CkptCallbacksError,
@@ -48,6 +49,7 @@ from ckpt_callbacks.policy import Candidate, Custom, KeepPolicy, SaveContext, Sa
 from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints
 from ckpt_callbacks.restore import restore
 from ckpt_callbacks.retention import BestN, LatestN
+from ckpt_callbacks.run import Run
 from ckpt_callbacks.schedule import (
     CustomSteps,
     EveryNSeconds,
