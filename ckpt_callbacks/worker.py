@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -39,8 +38,8 @@ _ALWAYS = ("log metrics", "close")
 
 T = TypeVar("T")
 
-_threads: weakref.WeakKeyDictionary[Store, threading.Thread] = weakref.WeakKeyDictionary()
-"""The newest thread that uses each store: two at a time must not."""
+_threads: dict[int, threading.Thread] = {}
+"""The thread that uses a store, by the store's id, while it runs: two at a time must not."""
 
 
 class Worker:
@@ -64,12 +63,12 @@ class Worker:
         self._status = ""
         self._opened = False
         self._failures: dict[str, str] = {}
-        self._before = _threads.get(store)
+        self._before = _threads.get(id(store))
         self._thread = threading.Thread(target=self._run, name=f"ckpt-{store.name}", daemon=True)
-        _threads[store] = self._thread
 
     def start(self) -> None:
         """Begin to work, on a thread of its own."""
+        _threads[id(self.store)] = self._thread
         self._thread.start()
 
     def wake(self) -> None:
@@ -99,6 +98,13 @@ class Worker:
     def _run(self) -> None:
         if self._before:  # a call of an earlier run that outlived its drain limit
             self._before.join()
+        try:
+            self._work()
+        finally:
+            if _threads.get(id(self.store)) is self._thread:
+                del _threads[id(self.store)]
+
+    def _work(self) -> None:
         retry = FIRST_RETRY
         while not self._abandoned.is_set():
             self._wake.clear()

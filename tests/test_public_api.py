@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -26,6 +27,12 @@ def test_all_names_what_is_there(name: str) -> None:
     for public in module.__all__:
         assert hasattr(module, public)
     assert module.__doc__
+
+
+def test_each_store_can_be_loaded_by_name() -> None:
+    found = {e.name: e.load().name for e in entry_points(group="ckpt_callbacks.stores")}
+
+    assert found == {"mlflow": "mlflow", "wandb": "wandb"}
 
 
 def test_each_event_has_its_documented_hook() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -636,6 +637,22 @@ def test_a_worker_that_outlived_the_limit_changes_nothing_more(tmp_path: Path) -
     assert (tmp_path / "run" / ".ckpt_callbacks" / "records" / "0.json").read_text() == record
     train(callbacks, 2)  # and the next run of the same callbacks makes it good
     assert set(store.copies) == {1}
+
+
+def test_a_store_may_be_a_dataclass(tmp_path: Path) -> None:
+    """Which makes it equal to others and gives it no hash."""
+
+    @dataclass
+    class Plain(MemoryStore):
+        name: str = "plain"
+
+        def __post_init__(self) -> None:
+            super().__init__(self.name)
+
+    store = Plain()
+    train(callbacks_in(tmp_path / "run", store), 2)
+
+    assert set(store.copies) == {0, 1}
 
 
 def test_a_forked_child_that_leaves_the_block_changes_nothing(tmp_path: Path) -> None:
