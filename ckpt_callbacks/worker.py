@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ckpt_callbacks.errors import UsageError
@@ -42,6 +44,15 @@ _threads: dict[int, threading.Thread] = {}
 """The thread that uses a store, by the store's id, while it runs: two at a time must not."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    text: str
+    at: float
+    """When it was, on the monotonic clock."""
+    pause: float
+    """Seconds until it is tried again."""
+
+
 class Worker:
     """Brings one store to what the ledger decides, on a thread of its own.
 
@@ -62,7 +73,7 @@ class Worker:
         self._abandoned = threading.Event()
         self._status = ""
         self._opened = False
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, _Failure] = {}
         self._before = _threads.get(id(store))
         self._thread = threading.Thread(target=self._run, name=f"ckpt-{store.name}", daemon=True)
 
@@ -105,22 +116,15 @@ class Worker:
                 del _threads[id(self.store)]
 
     def _work(self) -> None:
-        retry = FIRST_RETRY
         while not self._abandoned.is_set():
             self._wake.clear()
             busy = self._round()
             idle = not busy and self._failures.keys() <= {"close"}
             if idle and self._finishing.is_set() and self._try("close", self._close):
                 return
-            if busy or not self.failure:
-                retry = FIRST_RETRY
-                if not busy:
-                    self._wake.wait()
-            else:
-                # New work does not make a sick store well, but the end of the run is urgent.
-                sooner = self._abandoned if self._finishing.is_set() else self._finishing
-                sooner.wait(retry)
-                retry = min(2 * retry, LONGEST_RETRY)
+            if not busy:
+                pauses = [self._due(failure) for failure in self._failures.values()]
+                self._wake.wait(max(0.0, min(pauses) - time.monotonic()) if pauses else None)
 
     def _round(self) -> bool:
         """Do one thing of each kind; return whether anything was done."""
@@ -142,23 +146,36 @@ class Worker:
         return bool(logged) or acted
 
     def _try(self, what: str, call: Callable[[], T]) -> T | None:
-        """Return what `call` does, or `None` if it failed; a failure is told once."""
+        """Return what `call` does, or `None` if it failed, lately or now; told once.
+
+        What failed rests for a while, longer each time; the rest goes on.
+        """
+        last = self._failures.get(what)
+        if last and time.monotonic() < self._due(last):
+            return None
         try:
             result = call()
         except Exception as error:
             text = redact(f"{type(error).__name__}: {error}")
-            if self._failures.get(what) != text and not self._abandoned.is_set():
+            if (last is None or last.text != text) and not self._abandoned.is_set():
                 logger.warning("%s: could not %s: %s", self.store.title, what, text)
                 self._hooks.emit(MirrorFailed(self.store.name, what, text))
-            self._failures[what] = text
+            pause = min(2 * last.pause, LONGEST_RETRY) if last else FIRST_RETRY
+            self._failures[what] = _Failure(text, time.monotonic(), pause)
             return None
         self._failures.pop(what, None)
         return result
 
+    def _due(self, failure: _Failure) -> float:
+        """Return when to try again; at the end of the run soon, since that is urgent."""
+        pause = FIRST_RETRY if self._finishing.is_set() else failure.pause
+        return failure.at + pause
+
     @property
     def failure(self) -> str | None:
         """What does not work at the moment, or `None`."""
-        return "; ".join(f"{what}: {text}" for what, text in self._failures.items()) or None
+        failures = self._failures.items()
+        return "; ".join(f"{what}: {failure.text}" for what, failure in failures) or None
 
     def _open(self) -> bool:
         refs = {"title": self.store.title, **self.store.open(self._info)}

@@ -289,6 +289,7 @@ def test_under_every_order_of_events(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr(orbax_io, "save", lambda path, items, metadata: FakeSave(path, items))
+    monkeypatch.setattr("ckpt_callbacks.worker.FIRST_RETRY", 0.0)
     # Nothing here loses power, and a hundred thousand syncs take minutes.
     monkeypatch.setattr("os.fsync", lambda fd: None)
     monkeypatch.setattr(logging.getLogger("ckpt_callbacks"), "disabled", True)

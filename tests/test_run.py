@@ -576,6 +576,32 @@ def test_metrics_that_a_store_refuses_hold_back_no_checkpoint(tmp_path: Path) ->
     assert [e.action for e in recorder.of(cc.MirrorFailed)] == ["log metrics"]  # type: ignore[attr-defined]
 
 
+def test_what_a_store_refuses_rests_while_the_rest_goes_on(tmp_path: Path) -> None:
+    """Metrics arrive all the time; a checkpoint that fails is not tried as often."""
+    logged = threading.Semaphore(0)
+
+    def refuse(call: str) -> None:
+        if call == "put":
+            raise ValueError("too large")
+        if call == "log_metrics":
+            logged.release()
+
+    def wait(step: int, run: cc.Run[Any]) -> None:
+        if step:
+            assert logged.acquire(timeout=30)  # each step's metrics are sent before the next
+
+    store = MemoryStore(before=refuse)
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint(tmp_path / "run", save=cc.EveryNSteps(1), keep=cc.LatestN(1)),
+        store,
+        drain_limit=0,
+    )
+    train(callbacks, 8, before=wait)
+
+    assert len({p.step for p in store.points}) >= 7
+    assert store.calls.count("put") <= 16  # one or two for each new step, not one for each batch
+
+
 def test_a_copy_that_was_cut_goes_when_it_is_no_longer_wanted(tmp_path: Path) -> None:
     """The service got half of it, and the policy moved on before the next attempt."""
     cut: set[int] = set()
