@@ -451,6 +451,41 @@ with callbacks.run({"w": np.zeros(1000)}) as run:
 """
 
 
+KILLED_BEFORE_A_FLUSH = """
+import os, signal, sys
+import numpy as np
+import ckpt_callbacks as cc
+from ckpt_callbacks import metrics
+
+metrics.INTERVAL = 3600  # so that only a save writes them down
+
+class Kill:
+    @cc.hookimpl
+    def on_saved(self, event):
+        if event.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+callbacks = cc.Callbacks(
+    cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(3), keep=cc.LatestN(2)), Kill()
+)
+with callbacks.run({"w": np.zeros(3)}) as run:
+    for step in range(4):
+        run.on_step(step, {"w": np.zeros(3)}, {"loss": step})
+    run.wait()
+"""
+
+
+def test_metrics_up_to_a_checkpoint_survive_a_kill(tmp_path: Path) -> None:
+    """The next run goes on after it, and would never log them again."""
+    root = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_A_FLUSH, root], check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+    lines = (root / ".ckpt_callbacks" / "metrics.jsonl").read_text().splitlines()
+
+    assert [json.loads(line)[0] for line in lines] == [0, 1, 2, 3]
+
+
 def test_what_a_kill_left_is_finished_by_the_next_run(tmp_path: Path) -> None:
     root = tmp_path / "run"
     killed = subprocess.run([sys.executable, "-c", KILLED, root], check=False)
