@@ -1,8 +1,7 @@
 """What happens in a run, as values.
 
 Every event is frozen and is the only argument of its hook, so new fields never break a plugin.
-`Step` and `Eval` are emitted on the thread that called `on_step` or `on_eval`;
-all others come from background threads, one at a time.
+On which thread each is emitted is said in `ckpt_callbacks.hookspecs`.
 """
 
 from __future__ import annotations

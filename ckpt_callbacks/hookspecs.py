@@ -17,7 +17,8 @@ A plugin is any object with methods marked `@hookimpl`, given to `Callbacks`::
 
 There is one hook a kind of event, and its one argument is the event. `on_step`, `on_eval`,
 `on_run_started` and `on_run_ended` run on the loop's thread (`on_eval` on whichever thread called
-it); all others on background threads, one call at a time. A hook that raises is reported with
+it), and so does `on_save_failed` when a save could not even begin; all others on background
+threads, one call at a time. A hook that raises is reported with
 its plugin's name, and the other plugins and the training go on.
 """
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ckpt_callbacks.errors import UsageError
 from ckpt_callbacks.events import Evicted, Mirrored, MirrorFailed, Promoted
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
@@ -35,7 +34,7 @@ def redact(text: str) -> str:
     return re.sub(r"://\S*@", "://***@", text)
 
 
-_ALWAYS = ("log metrics", "close")
+_ALWAYS = ("log metrics", "plan", "close")
 """What is tried until it works; anything else may drop out of the plan."""
 
 T = TypeVar("T")
@@ -133,17 +132,14 @@ class Worker:
             return self._opened
         # Metrics that a store refuses hold back no checkpoint, and the other way round.
         logged = self._try("log metrics", self._log_metrics)
-        acted = False
-        if not self._abandoned.is_set():
-            try:
-                action = self._ledger.next_action(self.store.name)
-            except UsageError:  # the run is over
-                return False
-            for known in [k for k in self._failures if k not in (*_ALWAYS, str(action))]:
-                del self._failures[known]
-            if action:
-                acted = self._try(str(action), lambda: self._perform(action)) is not None
-        return bool(logged) or acted
+        if self._abandoned.is_set():
+            return False
+        # A policy may be the user's own function, and raise.
+        action = self._try("plan", lambda: self._ledger.next_action(self.store.name))
+        for known in [k for k in self._failures if k not in (*_ALWAYS, str(action))]:
+            del self._failures[known]
+        acted = action and self._try(str(action), lambda: self._perform(action))
+        return bool(logged) or acted is not None
 
     def _try(self, what: str, call: Callable[[], T]) -> T | None:
         """Return what `call` does, or `None` if it failed, lately or now; told once.

@@ -429,7 +429,7 @@ def test_no_thread_survives_a_run(tmp_path: Path) -> None:
     assert len({t.name for t in threading.enumerate()} - before) <= 1  # jax's own
 
 
-KILLED = """
+KILL = """
 import os, signal, sys
 import numpy as np
 import ckpt_callbacks as cc
@@ -439,38 +439,30 @@ class Kill:
     def on_saved(self, event):
         if event.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
+"""
 
+KILLED = f"""{KILL}
 callbacks = cc.Callbacks(
     cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(1), keep=cc.LatestN(2)), Kill()
 )
-with callbacks.run({"w": np.zeros(1000)}) as run:
+with callbacks.run({{"w": np.zeros(1000)}}) as run:
     state = run.state
     for step in range(run.next_step, 9):
-        state = {"w": state["w"] + 1}
+        state = {{"w": state["w"] + 1}}
         run.on_step(step, state)
 """
 
 
-KILLED_BEFORE_A_FLUSH = """
-import os, signal, sys
-import numpy as np
-import ckpt_callbacks as cc
+KILLED_BEFORE_A_FLUSH = f"""{KILL}
 from ckpt_callbacks import metrics
-
 metrics.INTERVAL = 3600  # so that only a save writes them down
-
-class Kill:
-    @cc.hookimpl
-    def on_saved(self, event):
-        if event.step == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 callbacks = cc.Callbacks(
     cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(3), keep=cc.LatestN(2)), Kill()
 )
-with callbacks.run({"w": np.zeros(3)}) as run:
+with callbacks.run({{"w": np.zeros(3)}}) as run:
     for step in range(4):
-        run.on_step(step, {"w": np.zeros(3)}, {"loss": step})
+        run.on_step(step, {{"w": np.zeros(3)}}, {{"loss": step}})
     run.wait()
 """
 
@@ -872,3 +864,21 @@ def test_checkpoints_are_listed_as_values(tmp_path: Path) -> None:
     assert found[0].bytes > 0
     with pytest.raises(cc.ConfigError, match="is no run directory"):
         cc.checkpoints(tmp_path)
+
+
+def test_a_policy_that_raises_is_reported_and_stops_no_thread(tmp_path: Path) -> None:
+    def broken(history: Any) -> list[int]:
+        raise ZeroDivisionError("oops")
+
+    recorder = Recorder()
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint(tmp_path / "run", save=cc.EveryNSteps(1), keep=broken),
+        MemoryStore(),
+        recorder,
+        drain_limit=1,
+    )
+    train(callbacks, 3)
+
+    assert local_steps(tmp_path / "run") == {0, 1, 2}
+    (ended,) = recorder.of(cc.RunEnded)
+    assert ended.unsent == {"memory": "plan: ZeroDivisionError: oops"}  # type: ignore[attr-defined]
