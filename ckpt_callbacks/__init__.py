@@ -17,6 +17,7 @@
             run.on_step(step, state, metrics)
 """
 
+import ckpt_callbacks.orbax_policies  # noqa: F401  # so that policies of Orbax are understood
 from ckpt_callbacks.callbacks import Callbacks
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.errors import (
@@ -27,7 +28,9 @@ from ckpt_callbacks.errors import (
     CorruptCheckpoint,
     DirectoryLocked,
     MissingExtra,
+    NewerFormat,
     RecordError,
+    SaveError,
     StateMismatch,
     UsageError,
 )
@@ -51,6 +54,7 @@ from ckpt_callbacks.restore import restore
 from ckpt_callbacks.retention import BestN, LatestN
 from ckpt_callbacks.run import Run
 from ckpt_callbacks.schedule import (
+    AtEnd,
     CustomSteps,
     EveryNSeconds,
     EveryNSteps,
@@ -59,6 +63,7 @@ from ckpt_callbacks.schedule import (
 )
 
 __all__ = [
+    "AtEnd",
     "BestN",
     "Callbacks",
     "Candidate",
@@ -81,6 +86,7 @@ __all__ = [
     "MirrorFailed",
     "Mirrored",
     "MissingExtra",
+    "NewerFormat",
     "OnEval",
     "OnImprovement",
     "OrbaxCheckpoint",
@@ -90,6 +96,7 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "SaveContext",
+    "SaveError",
     "SaveFailed",
     "SavePolicy",
     "Saved",

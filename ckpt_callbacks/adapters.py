@@ -17,7 +17,16 @@ from typing import Any, Protocol
 
 from ckpt_callbacks.errors import StateMismatch
 
-__all__ = ["ADAPTERS", "Captured", "NNXAdapter", "StateAdapter", "abstract", "apply", "capture"]
+__all__ = [
+    "ADAPTERS",
+    "Captured",
+    "NNXAdapter",
+    "StateAdapter",
+    "abstract",
+    "apply",
+    "capture",
+    "deleted",
+]
 
 Path = tuple[str, ...]
 """Names from the root of the state to a leaf."""
@@ -97,6 +106,18 @@ def capture(state: Any) -> Captured:
         raise StateMismatch(f"the state, a {type(state).__qualname__}, holds nothing to save")
     items = _own_items(leaves) if not _adapter(state) else frozenset[str]()
     return _nest(leaves, items)
+
+
+def deleted(captured: Captured) -> list[str]:
+    """Return the paths of leaves whose device buffers are gone, as donation leaves them."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return []
+    return [
+        _show(path)
+        for path, leaf in _flatten(captured).items()
+        if isinstance(leaf, jax.Array) and leaf.is_deleted()
+    ]
 
 
 def abstract(state: Any, items: Collection[str]) -> Captured:

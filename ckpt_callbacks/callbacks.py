@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
+from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.hooks import Hooks
+from ckpt_callbacks.recovery import Resume
 from ckpt_callbacks.run import Run
 from ckpt_callbacks.stores import Store
 
@@ -25,12 +27,21 @@ class Callbacks:
         plugins: at most one `OrbaxCheckpoint`, any trackers, and any objects with methods
             marked `@hookimpl`. None at all is fine: the loop then runs as if nothing were there.
         drain_limit: seconds to wait at the end of a run for what trackers still have to get.
+        grace: seconds from SIGTERM, the notice of a preemption, until the signal takes its usual
+            course. The last checkpoint is saved and the run is left within it.
+        clock: the clocks, which a test may replace.
 
     Raises:
         ConfigError: a plugin is no plugin, misspells a hook, or lacks what it needs.
     """
 
-    def __init__(self, *plugins: object, drain_limit: float = 60.0) -> None:
+    def __init__(
+        self,
+        *plugins: object,
+        drain_limit: float = 60.0,
+        grace: float = 30.0,
+        clock: Clock | None = None,
+    ) -> None:
         for plugin in plugins:
             if isinstance(plugin, type):
                 raise ConfigError(
@@ -39,10 +50,11 @@ class Callbacks:
                 )
             if isinstance(plugin, list | tuple):
                 raise ConfigError("Callbacks: give the plugins one by one, not as a list")
-        if not isinstance(drain_limit, int | float) or not 0 <= drain_limit < threading.TIMEOUT_MAX:
-            raise ConfigError(
-                f"Callbacks: drain_limit must be a number of seconds from 0, not {drain_limit!r}"
-            )
+        for option, value in (("drain_limit", drain_limit), ("grace", grace)):
+            if not isinstance(value, int | float) or not 0 <= value < threading.TIMEOUT_MAX:
+                raise ConfigError(
+                    f"Callbacks: {option} must be a number of seconds from 0, not {value!r}"
+                )
         checkpoints = [p for p in plugins if isinstance(p, OrbaxCheckpoint)]
         self._stores = [p for p in plugins if isinstance(p, Store)]
         if len(checkpoints) > 1:
@@ -57,7 +69,7 @@ class Callbacks:
             raise ConfigError(f"Callbacks: two stores have the name {', '.join(twice)}")
         self._checkpoint = checkpoints[0] if checkpoints else None
         self._plugins = [p for p in plugins if not isinstance(p, OrbaxCheckpoint)]
-        self._drain_limit = drain_limit
+        self._drain_limit, self._grace, self._clock = drain_limit, grace, clock or Clock()
         # Registering checks every hook, now rather than when the first one is called.
         if idle := [p for p in self._plugins if not isinstance(p, Store) and not _has_hooks(p)]:
             raise ConfigError(
@@ -66,18 +78,34 @@ class Callbacks:
             )
         Hooks(self._plugins)
 
-    def run(self, state: S, *, config: Mapping[str, Any] | None = None) -> Run[S]:
+    def run(
+        self,
+        state: S,
+        *,
+        config: Mapping[str, Any] | None = None,
+        resume: Resume = "last",
+        discard_newer: bool = False,
+    ) -> Run[S]:
         """Return a run, to be used in a `with` statement.
 
-        It goes on from the newest complete checkpoint in the directory, if there is one.
+        It goes on from the newest complete checkpoint in the directory, if there is one. Its
+        files are checked; a damaged one is repaired from a tracker's copy, or left out with a
+        message. Then the run goes on from the one before.
 
         Args:
             state: what is to be saved, and the template for what is restored.
             config: hyper-parameters for the trackers: JSON values by name.
+            resume: `last`, `best`, a step, or `None` to start over. Where newer checkpoints
+                exist, entering the run is an error that names the choices.
+            discard_newer: remove those newer ones, in every store. Give it once: a restart with
+                it would discard again.
 
         Raises:
-            ConfigError: `config` is not JSON.
+            ConfigError: `config` is not JSON, or `resume` is none of those.
         """
+        is_step = isinstance(resume, int) and not isinstance(resume, bool) and resume >= 0
+        if not is_step and resume not in ("last", "best", None):
+            raise ConfigError(f"run: resume must be 'last', 'best', a step or None, not {resume!r}")
         try:
             json.dumps(dict(config or {}))
         except (TypeError, ValueError) as error:
@@ -89,8 +117,12 @@ class Callbacks:
             dict(config or {}),
             self._checkpoint,
             self._stores,
-            Hooks(self._plugins),
-            self._drain_limit,
+            self._plugins,
+            resume=resume,
+            discard_newer=discard_newer,
+            drain_limit=self._drain_limit,
+            grace=self._grace,
+            clock=self._clock,
         )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, get_args
 
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.policy import KeepPolicy, SavePolicy, as_policy, leaves
 
 __all__ = ["OrbaxCheckpoint"]
+
+Busy = Literal["wait", "skip"]
+OnFailure = Literal["continue", "raise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,17 +21,27 @@ class OrbaxCheckpoint:
 
     Args:
         directory: the run directory. It is created if need be and used by one run at a time.
-        save: when to save, such as `EveryNSteps(50)`, or a function (see `Custom`).
-        keep: what to keep, such as `LatestN(2) | BestN(2, "val_accuracy", mode="max")`, or a
-            function; it holds for every store.
+        save: when to save, such as `EveryNSteps(50)`, a save-decision policy of Orbax, or a
+            function (see `Custom`).
+        keep: what to keep, such as `LatestN(2) | BestN(2, "val_accuracy", mode="max")`, a
+            preservation policy of Orbax, or a function; it holds for every store.
+        busy: when a save is due while the last one is in flight, `wait` for that, so that which
+            steps exist never depends on timing, or `skip` this one.
+        synchronous: for debugging, let `on_step` return only when what it saves is complete.
+        on_failure: when a save fails, `continue` to train (there is a `SaveFailed` event), or
+            also `raise` a `SaveError` from the next call of the run.
 
     Raises:
-        ConfigError: a policy is not one.
+        ConfigError: a policy is not one, or a choice is none of those.
     """
 
     directory: str | os.PathLike[str]
     save: SavePolicy
     keep: KeepPolicy
+    _: KW_ONLY
+    busy: Busy = "wait"
+    synchronous: bool = False
+    on_failure: OnFailure = "continue"
 
     def __post_init__(self) -> None:
         if not isinstance(self.directory, str | os.PathLike) or not str(self.directory):
@@ -51,3 +65,9 @@ class OrbaxCheckpoint:
                     f"which {wrong[0]} is not"
                 )
             object.__setattr__(self, option, policy)
+        for option, choices in (("busy", get_args(Busy)), ("on_failure", get_args(OnFailure))):
+            if getattr(self, option) not in choices:
+                raise ConfigError(
+                    f"OrbaxCheckpoint: {option} must be {' or '.join(map(repr, choices))}, not "
+                    f"{getattr(self, option)!r}"
+                )

@@ -7,6 +7,8 @@
                           /records/     one small file a checkpoint
                           /evicted.jsonl   what is remembered of evicted checkpoints
                           /trash/       evicted checkpoints on their way out
+                          /damaged/     checkpoints and records that cannot be read
+                          /inbox/       what other processes ask of the owner
                           /stores/      a folder for each store
                           /metrics.jsonl, metrics.json    metrics not yet sent everywhere
                           /lock, owner.json               who owns the directory
@@ -15,6 +17,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -24,7 +27,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from ckpt_callbacks.errors import ConfigError, DirectoryLocked, RecordError
+from ckpt_callbacks.errors import ConfigError, DirectoryLocked, NewerFormat, RecordError
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.manifest import fsync
 from ckpt_callbacks.record import (
@@ -44,6 +47,8 @@ if sys.platform == "win32":
 import fcntl
 
 __all__ = ["RunDirectory", "replace_text"]
+
+logger = logging.getLogger("ckpt_callbacks")
 
 ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 """Suffix of the folder that Orbax writes before it commits by renaming."""
@@ -75,6 +80,8 @@ class RunDirectory:
         self.meta = self.root / ".ckpt_callbacks"
         self.records = self.meta / "records"
         self.trash = self.meta / "trash"
+        self.damaged = self.meta / "damaged"
+        self.inbox = self.meta / "inbox"
 
     def path(self, step: int) -> Path:
         """Return where the checkpoint of `step` is or will be."""
@@ -96,7 +103,7 @@ class RunDirectory:
             DirectoryLocked: another process, or another run in this one, owns it.
         """
         try:
-            for folder in (self.records, self.trash):
+            for folder in (self.records, self.trash, self.inbox):
                 folder.mkdir(parents=True, exist_ok=True)
             # Opened once and never elsewhere: closing any handle to the file drops the lock.
             # A record lock, because a plain flock survives in forked children.
@@ -157,22 +164,38 @@ class RunDirectory:
         """Replace `run.json`."""
         replace_text(self.meta / "run.json", run_to_json(run))
 
-    def read_records(self) -> dict[int, Record]:
+    def read_records(self, *, quarantine: bool = False) -> dict[int, Record]:
         """Return all records by step, in order.
 
+        Args:
+            quarantine: for the owner: move damaged ones out of the way, so that they are made
+                again from what is on disk.
+
         Raises:
-            RecordError: one is damaged, of a newer format, or not the one its name says.
+            RecordError: one is damaged, or not the one its name says.
+            NewerFormat: one is of a newer format; then none is touched.
         """
         records: dict[int, Record] = {}
+        bad: dict[Path, RecordError] = {}
         for path in self.records.glob("[0-9]*.json"):
             try:
                 text = path.read_text(encoding="utf-8")
             except FileNotFoundError:
                 continue  # its owner removed it just now
-            record = record_from_json(text, str(path))
-            if path.stem != str(record.step):
-                raise RecordError(f"{path} is the record of step {record.step}")
-            records[record.step] = record
+            try:
+                record = record_from_json(text, str(path))
+                if path.stem != str(record.step):
+                    raise RecordError(f"{path} is the record of step {record.step}")
+            except NewerFormat:
+                raise
+            except RecordError as error:
+                if not quarantine:
+                    raise
+                bad[path] = error
+            else:
+                records[record.step] = record
+        for path, problem in bad.items():
+            logger.error("%s; it is moved to %s", problem, self.set_aside(path))
         return dict(sorted(records.items()))
 
     def write_record(self, record: Record) -> None:
@@ -218,6 +241,23 @@ class RunDirectory:
         # A name of its own, since the step may have been saved, evicted and saved again.
         path.rename(self.trash / f"{step}-{time.time_ns()}")
         fsync(self.root)
+
+    def fetched(self, step: int) -> Path:
+        """Return the folder for a checkpoint that comes from elsewhere, until it is whole."""
+        return self.trash / f"{step}-fetched"
+
+    def is_fetched(self, step: int) -> bool:
+        """Return whether that folder holds a whole checkpoint: it is made read-only last."""
+        mark = self.fetched(step) / "_CHECKPOINT_METADATA"
+        return mark.is_file() and not mark.stat().st_mode & 0o200
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a damaged file or folder to where nothing reads it and nothing removes it."""
+        self.damaged.mkdir(exist_ok=True)
+        target = self.damaged / f"{path.name}-{time.time_ns()}"
+        path.rename(target)
+        fsync(path.parent)
+        return target
 
     def empty_trash(self) -> None:
         """Free the bytes of evicted checkpoints."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
-from ckpt_callbacks import orbax_io
+from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.events import Eval
 from ckpt_callbacks.hooks import Hooks
+from ckpt_callbacks.inbox import Inbox, Measured, Pinned, Request
 from ckpt_callbacks.ledger import Ledger
-from ckpt_callbacks.manifest import seal
 from ckpt_callbacks.metrics import MetricBuffer, MetricLog
 from ckpt_callbacks.policy import KeepPolicy
-from ckpt_callbacks.record import Record
+from ckpt_callbacks.recovery import Resume, choose, copy_from, recover
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import RunInfo, Store, Tracker
 from ckpt_callbacks.worker import Worker
@@ -34,6 +35,7 @@ class Engine:
         ConfigError: the directory cannot be written, or holds foreign checkpoints.
         DirectoryLocked: somebody else owns it.
         RecordError: what is in it cannot be read.
+        CheckpointNotFound, UsageError, CorruptCheckpoint: it cannot go on as `resume` says.
     """
 
     def __init__(
@@ -43,44 +45,75 @@ class Engine:
         stores: Sequence[Store],
         config: Mapping[str, Any],
         hooks: Hooks,
+        *,
+        resume: Resume = "last",
+        discard_newer: bool = False,
+        failed: Callable[[Exception], None] = lambda error: None,
+        clock: Clock | None = None,
     ) -> None:
         self.directory = directory
+        self._hooks = hooks
         self._saver: Saver | None = None
         self._workers: list[Worker] = []
+        clock = clock or Clock()
         # Undone in reverse, whatever has happened: threads stop before what they use goes.
         self._exit = ExitStack()
         directory.acquire()
         self._exit.callback(directory.release)
         with self._exit:
-            self.ledger = Ledger(directory, keep, self._wake)
+            policies = {store.name: store.keep for store in stores}
+            self.ledger = Ledger(directory, keep, self._wake, policies, clock.time)
             self._exit.callback(self.ledger.close)
-            rewound = _recover(self.ledger)
-            self.resumed: Record | None = self.ledger.newest()
+            rewound = recover(self.ledger)
+            infos = [self._info(store, config) for store in stores]
+            repair = partial(copy_from, list(zip(stores, infos, strict=True)))
+            self.resumed, back = choose(self.ledger, resume, discard_newer, repair)
             last = self.resumed.step if self.resumed else None
-            self._log = log = MetricLog(directory.meta, math.inf if rewound else last)
+            self._log = log = MetricLog(directory.meta, math.inf if rewound or back else last)
             self._exit.callback(log.close)
-            self._buffer = buffer = MetricBuffer(log, self._wake)
+            self._buffer = buffer = MetricBuffer(log, self._wake, clock.time)
             self._exit.callback(buffer.close)
-            self._saver = saver = Saver(self.ledger, hooks, buffer.flush)
+            self._inbox = Inbox(directory, self.ledger.mutex, self._announce, self._apply)
+            self._inbox.look()
+            self._saver = saver = Saver(self.ledger, hooks, buffer.flush, failed)
+            if back:
+                saver.evict()  # before a step that was discarded is taken again
             saver.start()
             self._exit.callback(saver.close)
-            for store in stores:
-                info = RunInfo(
-                    run_id=self.ledger.run_id,
-                    name=directory.root.name,
-                    config=config,
-                    scratch=directory.scratch(store.name),
-                    remembered=self.ledger.remembered(store.name),
-                )
+            for store, info in zip(stores, infos, strict=True):
                 worker = Worker(store, info, self.ledger, log, hooks)
                 worker.start()
                 self._workers.append(worker)
                 self._exit.callback(worker.abandon)
+            self._inbox.start()
+            self._exit.callback(self._inbox.close)
             self._exit = self._exit.pop_all()
         self.save = saver.save
         self.wait = saver.wait
+        self.settle = saver.settle
         self.log = buffer.append
+        if leaving := self.ledger.leaving():
+            logger.warning(
+                "the keep policy of %s was changed to %s. Once a newer checkpoint is complete "
+                "everywhere, these go: %s",
+                directory.root,
+                keep,
+                "; ".join(f"step {step} ({reason})" for step, reason in leaving.items()),
+            )
         self._wake()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is in flight."""
+        return self._saver is not None and self._saver.busy
+
+    def evaluate(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Tell the plugins and the trackers of an evaluation, and rank by it.
+
+        Returns whether there is a checkpoint of that step.
+        """
+        self._announce(Measured(step, metrics))
+        return self.ledger.measured(step, metrics)
 
     def close(self, status: str, limit: float) -> dict[str, str]:
         """Finish all work, waiting at most `limit` seconds for the stores.
@@ -89,14 +122,37 @@ class Engine:
         """
         with self._exit:
             self.wait()
+            self._inbox.close()
             self._buffer.close()
             unsent = self._drain(status, limit)
             trackers = [w.store.name for w in self._workers if isinstance(w.store, Tracker)]
             try:
+                self.ledger.entered(status)
                 self._log.compact(trackers)
-            except OSError:
-                logger.exception("%s can not be emptied", self.directory.meta)
+            except OSError as error:  # such as a full disk
+                logger.error("%s can not be written: %s", self.directory.meta, error)
         return unsent
+
+    def _info(self, store: Store, config: Mapping[str, Any]) -> RunInfo:
+        return RunInfo(
+            run_id=self.ledger.run_id,
+            name=self.directory.root.name,
+            config=config,
+            scratch=self.directory.scratch(store.name),
+            remembered=self.ledger.remembered(store.name),
+        )
+
+    def _announce(self, request: Request) -> None:
+        if isinstance(request, Measured):
+            self._hooks.emit(Eval(request.step, request.metrics))
+            self._buffer.append((request.step, request.metrics))
+
+    def _apply(self, request: Request) -> None:
+        match request:
+            case Measured(step, metrics):
+                self.ledger.measured(step, metrics)
+            case Pinned(step, pinned):
+                self.ledger.pin(step, pinned=pinned)
 
     def _wake(self) -> None:
         for worker in self._workers:
@@ -121,55 +177,3 @@ class Engine:
                     self.directory.root,
                 )
         return unsent
-
-
-def _recover(ledger: Ledger) -> bool:
-    """Finish what an earlier process began, whatever the point where it stopped.
-
-    Returns whether somebody removed checkpoints, and with them the end of the run.
-    """
-    directory = ledger.directory
-    for step, record in ledger.records().items():
-        committed = directory.is_committed(step)
-        if record.state == "saving" and record.logged and committed:
-            ledger.completed(step, seal(directory.path(step)))
-        elif record.state == "saving":
-            directory.remove_uncommitted(step)
-            directory.to_trash(step)
-            ledger.failed(step)
-        elif record.state == "evicting":
-            directory.to_trash(step)
-            ledger.evicted(step, "its eviction was completed after a kill")
-        elif record.state == "complete" and not committed:
-            ledger.lost(step)
-            logger.warning("step %d was removed from %s by somebody else", step, directory.root)
-    _adopt(ledger)
-    try:
-        directory.empty_trash()
-    except OSError:
-        logger.exception("%s can not be emptied", directory.trash)
-    complete = [s for s, r in ledger.records().items() if r.state == "complete"]
-    newest = ledger.newest()
-    return bool(complete) and (newest is None or newest.step < max(complete))
-
-
-def _adopt(ledger: Ledger) -> None:
-    """Take in checkpoints of this run whose record is gone.
-
-    Raises:
-        ConfigError: there are checkpoints that this run did not save.
-    """
-    directory = ledger.directory
-    names = [p.name for p in directory.root.iterdir() if p.name.isdecimal()]
-    unknown = sorted(int(name) for name in names if ledger.record(int(name)) is None)
-    foreign: list[int] = []
-    for step in filter(directory.is_committed, unknown):
-        if orbax_io.metadata(directory.path(step)).get("run") == ledger.run_id:
-            ledger.adopt(step, seal(directory.path(step)))
-        else:
-            foreign.append(step)
-    if foreign:
-        raise ConfigError(
-            f"{directory.root} holds checkpoints that were not saved by ckpt_callbacks "
-            f"(steps {', '.join(map(str, foreign))}): choose another directory"
-        )

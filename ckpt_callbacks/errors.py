@@ -9,8 +9,10 @@
     ├── DirectoryLocked      (also RuntimeError)  another process owns the directory
     ├── CheckpointNotFound   (also LookupError)   no such step, or none at all
     ├── StateMismatch        (also ValueError)    the state and the checkpoint differ
+    ├── SaveError            (also RuntimeError)  a checkpoint could not be saved
     ├── CorruptCheckpoint    (also ValueError)    files are not what the record says
     └── RecordError          (also ValueError)    a record that cannot be read
+        └── NewerFormat                           it was written by a newer version
     CkptCallbacksWarning     (UserWarning)
 """
 
@@ -22,7 +24,9 @@ __all__ = [
     "CorruptCheckpoint",
     "DirectoryLocked",
     "MissingExtra",
+    "NewerFormat",
     "RecordError",
+    "SaveError",
     "StateMismatch",
     "UsageError",
 ]
@@ -60,8 +64,16 @@ class CorruptCheckpoint(CkptCallbacksError, ValueError):
     """A file of a checkpoint is missing or differs from its record in size or digest."""
 
 
+class SaveError(CkptCallbacksError, RuntimeError):
+    """A checkpoint could not be saved, and the run was told to stop then."""
+
+
 class RecordError(CkptCallbacksError, ValueError):
     """A record or `run.json` is damaged, or was written by a newer version."""
+
+
+class NewerFormat(RecordError):
+    """A record was written by a newer version, so nothing in the directory is touched."""
 
 
 class CkptCallbacksWarning(UserWarning):

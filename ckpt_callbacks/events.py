@@ -125,7 +125,7 @@ class RunEnded:
     """The loop left the `with` block and the drain is over."""
 
     status: str
-    """`finished`, `failed` (an exception) or `killed` (Ctrl-C)."""
+    """`finished`, `failed` (an exception), `killed` (Ctrl-C) or `preempted` (SIGTERM)."""
     unsent: Mapping[str, str]
     """What each store still lacks, by store name; empty when all is sent."""
 

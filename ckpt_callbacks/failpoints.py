@@ -42,6 +42,12 @@ POINTS = (
     "record-deleted",
     "metrics-sent",
     "record-sent",
+    "copy-fetched",
+    "damage-set-aside",
+    "request-written",
+    "request-begins",
+    "request-applied",
+    "request-removed",
 )
 """All names, in about the order in which a run meets them."""
 

@@ -18,7 +18,7 @@ import pluggy
 
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.events import Eval, Event, RunEnded, RunStarted, Step
-from ckpt_callbacks.hookspecs import EVERY, PROJECT, Specs
+from ckpt_callbacks.hookspecs import CRITICAL, EVERY, PROJECT, Specs
 from ckpt_callbacks.policy import NEVER
 
 __all__ = ["Hooks"]
@@ -40,12 +40,21 @@ class _StepCall:
 class Hooks:
     """The plugins of one run.
 
+    Args:
+        plugins: objects with marked methods.
+        critical: gets what a hook marked `critical=True` raises, on the thread where it runs.
+
     Raises:
         ConfigError: a plugin has a hook that does not exist, one with a wrong signature,
             or a method that looks like a hook and is not marked.
     """
 
-    def __init__(self, plugins: Iterable[object]) -> None:
+    def __init__(
+        self,
+        plugins: Iterable[object],
+        critical: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        self._critical = critical
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Specs)
         for plugin in plugins:
@@ -92,7 +101,7 @@ class Hooks:
     def _step_calls(self) -> list[tuple[int, Callable[[Event], None]]]:
         caller = self._manager.hook.on_step
         impls = reversed(caller.get_hookimpls())
-        return [(getattr(i.function, EVERY, 1), _guard("on_step", i)) for i in impls]
+        return [(getattr(i.function, EVERY, 1), self._guard("on_step", i)) for i in impls]
 
     def _flatten(self, name: str) -> list[Callable[[Event], None]]:
         caller = getattr(self._manager.hook, name)
@@ -106,23 +115,25 @@ class Hooks:
                     logger.exception("a plugin failed in %s", name)
 
             return [through_pluggy]
-        return [_guard(name, impl) for impl in impls]
+        return [self._guard(name, impl) for impl in impls]
 
+    def _guard(self, name: str, impl: Any) -> Callable[[Event], None]:
+        function, takes_event = impl.function, bool(impl.argnames)
+        who = _plugin_name(impl.plugin)
+        critical = self._critical if getattr(function, CRITICAL, False) else None
 
-def _guard(name: str, impl: Any) -> Callable[[Event], None]:
-    function, takes_event = impl.function, bool(impl.argnames)
-    who = _plugin_name(impl.plugin)
+        def call(event: Event) -> None:
+            try:
+                if takes_event:
+                    function(event)
+                else:
+                    function()
+            except Exception as error:
+                logger.exception("plugin %s failed in %s", who, name)
+                if critical:
+                    critical(error)
 
-    def call(event: Event) -> None:
-        try:
-            if takes_event:
-                function(event)
-            else:
-                function()
-        except Exception:
-            logger.exception("plugin %s failed in %s(%r)", who, name, type(event).__name__)
-
-    return call
+        return call
 
 
 def _hook_name(kind: type[Event]) -> str:

@@ -17,9 +17,18 @@ A plugin is any object with methods marked `@hookimpl`, given to `Callbacks`::
 
 There is one hook a kind of event, and its one argument is the event. `on_step`, `on_eval`,
 `on_run_started` and `on_run_ended` run on the loop's thread (`on_eval` on whichever thread called
-it), and so does `on_save_failed` when a save could not even begin; all others on background
-threads, one call at a time. A hook that raises is reported with
-its plugin's name, and the other plugins and the training go on.
+it, and on a thread of the run for one that another process reported), and so does
+`on_save_failed` when a save could not even begin; all others on background threads, one call at
+a time.
+
+For one checkpoint `on_eval` comes before `on_step` if the loop evaluates first, then `on_saved`,
+and only then what stores do: `on_mirrored`, `on_promoted` for the aliases that move to it, and
+`on_evicted` for what lost its place. Plugins are called in the order in which they were given;
+`tryfirst` and `trylast` go before and after all others.
+
+A hook that raises is reported with its plugin's name, and the other plugins and the training go
+on. Marked `critical=True` it ends the training: the call of the run that it happened in raises
+what it raised, or the next one for a hook on a background thread.
 """
 
 from __future__ import annotations
@@ -48,6 +57,8 @@ __all__ = ["PROJECT", "Specs", "hookimpl"]
 PROJECT: Literal["ckpt_callbacks"] = "ckpt_callbacks"
 EVERY = "ckpt_callbacks_every"
 """Attribute of a hook implementation that holds its `every`."""
+CRITICAL = "ckpt_callbacks_critical"
+"""Attribute of a hook implementation that holds its `critical`."""
 
 _spec = pluggy.HookspecMarker(PROJECT)
 _impl = pluggy.HookimplMarker(PROJECT)
@@ -58,12 +69,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 def hookimpl(function: F) -> F: ...
 @overload
 def hookimpl(
-    *, every: int = ..., tryfirst: bool = ..., trylast: bool = ..., wrapper: bool = ...
+    *,
+    every: int = ...,
+    critical: bool = ...,
+    tryfirst: bool = ...,
+    trylast: bool = ...,
+    wrapper: bool = ...,
 ) -> Callable[[F], F]: ...
 def hookimpl(
     function: F | None = None,
     *,
     every: int = 1,
+    critical: bool = False,
     tryfirst: bool = False,
     trylast: bool = False,
     wrapper: bool = False,
@@ -74,13 +91,14 @@ def hookimpl(
         function: the method, when used without parentheses.
         every: for `on_step` only, take the first step in each bucket of this many steps;
             the other steps cost nothing.
+        critical: what it raises ends the training instead of being logged only.
         tryfirst: call it before the others.
         trylast: call it after the others.
         wrapper: a generator around the others, as in pluggy; not for `on_step`.
 
     Raises:
-        ConfigError: `every` is not a positive integer, or not on `on_step`; or `on_step` is
-            wrapped.
+        ConfigError: `every` is not a positive integer, or not on `on_step`; `on_step` is
+            wrapped; or a wrapper is critical.
     """
 
     def mark(f: F) -> F:
@@ -90,7 +108,10 @@ def hookimpl(
             raise ConfigError(f"hookimpl: every= is for on_step only, not for {f.__name__}")
         if wrapper and f.__name__ == "on_step":
             raise ConfigError("hookimpl: on_step can not be wrapped: its plugins run at own steps")
+        if wrapper and critical:
+            raise ConfigError("hookimpl: a wrapper can not be critical; mark a plain hook")
         setattr(f, EVERY, every)
+        setattr(f, CRITICAL, critical)
         return _impl(f, tryfirst=tryfirst, trylast=trylast, wrapper=wrapper)
 
     return mark if function is None else mark(function)

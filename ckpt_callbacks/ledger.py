@@ -10,17 +10,26 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import UsageError
+from ckpt_callbacks.errors import CheckpointNotFound, UsageError
 from ckpt_callbacks.manifest import tree_digest
-from ckpt_callbacks.plan import Action, View, evictable, next_action
+from ckpt_callbacks.plan import Action, Delete, View, evictable, next_action
 from ckpt_callbacks.policy import Candidate, KeepPolicy
-from ckpt_callbacks.record import Copy, File, Gone, Record, RunFile
-from ckpt_callbacks.retention import Decision, decide, explain, policy_to_json
+from ckpt_callbacks.record import Change, Copy, File, Gone, Record, RunFile
+from ckpt_callbacks.retention import (
+    Decision,
+    decide,
+    explain,
+    narrow,
+    policy_from_json,
+    policy_to_json,
+    unmeasured,
+)
 from ckpt_callbacks.stores import Checkpoint, Listing
 
 __all__ = ["Ledger"]
@@ -35,6 +44,8 @@ class Ledger:
         directory: already acquired.
         policy: what to keep.
         changed: called, without the mutex, after every fact that may give workers work.
+        stores: the stores of this run by name, each with the policy of its own that it may have.
+        now: seconds since the epoch.
     """
 
     def __init__(
@@ -42,22 +53,28 @@ class Ledger:
         directory: RunDirectory,
         policy: KeepPolicy,
         changed: Callable[[], None] = lambda: None,
+        stores: Mapping[str, KeepPolicy | None] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
         self.policy = policy
         self._changed = changed
-        self._mutex = threading.RLock()
-        self._records = directory.read_records()
+        self._stores = stores or {}
+        self._now = now
+        self.mutex = self._mutex = threading.RLock()
+        self._records = directory.read_records(quarantine=True)
         self._leases: dict[int, int] = {}
         self._lost: set[int] = set()
         self._evicted: set[int] = set()
         self._closed = False
         run = directory.read_run()
         spec = policy_to_json(policy)
-        self._run = replace(run, policy=spec) if run else RunFile(uuid.uuid4().hex[:12], spec)
-        if run != self._run:
-            directory.write_run(self._run)
+        self._run = run or RunFile(uuid.uuid4().hex[:12], spec)
         self._decision: Decision | None = None
+        new = replace(self._run, policy=spec, change=self._begin_change(spec))
+        if run != new:
+            directory.write_run(new)
+        self._run = new
 
     @property
     def run_id(self) -> str:
@@ -70,6 +87,29 @@ class Ledger:
         """Return the record of the newest complete checkpoint that is there."""
         with self._mutex:
             return max(self._readable(), key=lambda r: r.step, default=None)
+
+    @property
+    def status(self) -> str:
+        """How the last process left the loop; `running` when it never did."""
+        return self._run.status
+
+    def leaving(self) -> dict[int, str]:
+        """Return the steps that go once a changed policy is in force, and what it says of each."""
+        with self._mutex:
+            if not self._run.change:
+                return {}
+            kept = decide(self.policy, map(_candidate, self._readable()), self._run.pins).kept
+            return {s: self.explain(s) for s in self.decision().kept if s not in kept}
+
+    def unmeasured(self) -> list[int]:
+        """Return the complete steps that lack a metric which the policy ranks by."""
+        with self._mutex:
+            return unmeasured(self.policy, map(_candidate, self._readable()))
+
+    def steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints that are there."""
+        with self._mutex:
+            return sorted(r.step for r in self._readable())
 
     def record(self, step: int) -> Record | None:
         """Return the record of a step."""
@@ -84,8 +124,12 @@ class Ledger:
     def decision(self) -> Decision:
         """Return what to keep, over the complete checkpoints that are there."""
         with self._mutex:
+            if self._run.change and self._change_is_whole(self._run.change):
+                self._write_run(change=None)
+                logger.info("the changed keep policy %s is in force", self.policy)
+                self._changed()
             if self._decision is None:
-                self._decision = decide(self.policy, map(_candidate, self._readable()))
+                self._decision = self._decide(self._readable())
             return self._decision
 
     def next_action(self, store: str) -> Action | None:
@@ -96,28 +140,23 @@ class Ledger:
         """
         with self._mutex:
             self._check_open()
-            copies = {s: r.copies[store] for s, r in self._records.items() if store in r.copies}
-            held = frozenset(s for s, c in copies.items() if c.state != "pending")
-            view = View(held, self._run.aliases.get(store, {}), frozenset(copies) - held)
-            readable = self._readable()
-            history = [_candidate(r) for r in self._records.values()]
             decision = self.decision()
-            if lost := self._lost & held:
-                there = [_candidate(self._records[step]) for step in lost]
-                decision = decide(self.policy, [*map(_candidate, readable), *there])
-            steps = {r.step for r in readable}
-            return next_action(self.policy, history, decision, view, steps)
+            if lost := self._lost & self._view(store).held:
+                decision = self._decide([*self._readable(), *(self._records[s] for s in lost)])
+            return self._next(store, decision)
 
     def would_keep(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Return whether the policy has a place for a step that is not saved yet."""
         with self._mutex:
             history = [_candidate(r) for r in self._readable() if r.step != step]
-            history.append(Candidate(step, metrics, time.time()))
+            history.append(Candidate(step, metrics, self._now()))
             return step in self.policy.keep(sorted(history, key=lambda c: c.step))
 
     def explain(self, step: int) -> str:
-        """Return what each policy says of a step."""
+        """Return what each policy says of a step, or why it was discarded."""
         with self._mutex:
+            if reason := self._records[step].discarded:
+                return reason
             history = {r.step: _candidate(r) for r in self._readable()}
             if step not in history:
                 history[step] = _candidate(self._records[step])
@@ -126,7 +165,7 @@ class Ledger:
     def evictable(self) -> list[int]:
         """Return the local steps that may go now."""
         with self._mutex:
-            complete = [r.step for r in self._readable()]
+            complete = [r.step for r in self._complete()]
             return evictable(self.decision(), complete, self._leases)
 
     @contextmanager
@@ -166,7 +205,7 @@ class Ledger:
 
     # Facts about local checkpoints
 
-    def saving(self, step: int, metrics: Mapping[str, float]) -> None:
+    def saving(self, step: int, metrics: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
         """A save is about to start.
 
         Where the step was saved before and its files are gone, its copies in the stores are of
@@ -176,13 +215,21 @@ class Ledger:
             old = self._records.get(step)
             copies = {k: replace(c, state="pending") for k, c in old.copies.items()} if old else {}
             self._write(
-                Record(step, "saving", self.run_id, time.time(), dict(metrics), copies=copies)
+                Record(
+                    step=step,
+                    state="saving",
+                    owner=self.run_id,
+                    time=self._now(),
+                    metrics=dict(metrics),
+                    copies=copies,
+                    metadata=dict(metadata),
+                )
             )
             self._lost.discard(step)
 
     def adopt(self, step: int, files: Mapping[str, File]) -> None:
         """A checkpoint of this run was found whose record is gone."""
-        self._write(Record(step, "complete", self.run_id, time.time(), files=files))
+        self._write(Record(step, "complete", self.run_id, self._now(), files=files))
 
     def reported(self, step: int, metrics: Mapping[str, float]) -> None:
         """All metrics up to a step that is being saved are logged, and these are its own.
@@ -217,7 +264,8 @@ class Ledger:
         """An evaluation of a step; returns False if the step has no checkpoint."""
         with self._mutex:
             record = self._records.get(step)
-            if record is None or record.state not in ("saving", "complete"):
+            live = record is not None and record.state in ("saving", "complete")
+            if record is None or not live or record.discarded:
                 if step in self._evicted:
                     logger.warning(
                         "step %d was evicted before this evaluation of it came, so it can not be "
@@ -228,6 +276,38 @@ class Ledger:
             self._write(replace(record, metrics={**record.metrics, **metrics}))
         self._changed()
         return True
+
+    def was_evicted(self, step: int) -> bool:
+        """Return whether a step was evicted since the directory was opened."""
+        return step in self._evicted
+
+    def pin(self, step: int, *, pinned: bool) -> None:
+        """Keep a step whatever the policy says, or no longer.
+
+        Raises:
+            CheckpointNotFound: there is no such checkpoint to pin.
+        """
+        with self._mutex:
+            steps = {r.step for r in self._readable()}
+            if pinned and step not in steps:
+                there = ", ".join(map(str, sorted(steps))) or "none"
+                raise CheckpointNotFound(f"step {step} can not be pinned: the steps are {there}")
+            self._write_run(pins=self._run.pins | {step} if pinned else self._run.pins - {step})
+        self._changed()
+
+    def discard(self, steps: Collection[int], reason: str) -> None:
+        """From now on complete checkpoints do not count: they leave every store by the plan.
+
+        The newest first, so that a kill on the way leaves no gap.
+        """
+        with self._mutex:
+            for step in sorted(steps, reverse=True):
+                self._write(replace(self._records[step], discarded=reason))
+        self._changed()
+
+    def entered(self, status: str) -> None:
+        """The loop was entered (`running`) or left, as `RunEnded` has it."""
+        self._write_run(status=status)
 
     def evicting(self, step: int) -> bool:
         """The local files are about to go; returns False if they must stay after all."""
@@ -251,13 +331,17 @@ class Ledger:
 
     # Facts about stores
 
-    def remember(self, store: str, refs: Mapping[str, str]) -> None:
-        """A store was opened.
+    def remember(
+        self, store: str, refs: Mapping[str, str], settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """A store was opened; with `settings` another process can make it again.
 
         If it no longer knows what it asked to have remembered, such as its run, what it held
         is gone with it.
         """
         with self._mutex:
+            if settings is not None and self._run.settings.get(store) != settings:
+                self._write_run(settings={**self._run.settings, store: settings})
             known = self._run.stores.get(store)
             if known == refs:
                 return
@@ -330,10 +414,51 @@ class Ledger:
         with self._mutex:
             self._closed = True
 
-    def _readable(self) -> list[Record]:
+    def _complete(self) -> list[Record]:
         return [
             r for s, r in self._records.items() if r.state == "complete" and s not in self._lost
         ]
+
+    def _readable(self) -> list[Record]:
+        return [r for r in self._complete() if not r.discarded]
+
+    def _decide(self, records: Collection[Record]) -> Decision:
+        history = list(map(_candidate, records))
+        decision = decide(self.policy, history, self._run.pins)
+        if self._run.change:
+            old = decide(policy_from_json(self._run.change.policy), history).kept
+            until = dict.fromkeys(old, f"until {self.policy} is in force")
+            return replace(decision, kept=dict(sorted({**until, **decision.kept}.items())))
+        return decision
+
+    def _view(self, store: str) -> View:
+        copies = {s: r.copies[store] for s, r in self._records.items() if store in r.copies}
+        held = frozenset(s for s, c in copies.items() if c.state != "pending")
+        return View(held, self._run.aliases.get(store, {}), frozenset(copies) - held)
+
+    def _next(self, store: str, decision: Decision) -> Action | None:
+        history = [_candidate(r) for r in self._records.values()]
+        own = narrow(decision, self.policy, self._stores.get(store), history, self._run.pins)
+        readable = {r.step for r in self._readable()}
+        return next_action(self.policy, history, own, self._view(store), readable)
+
+    def _begin_change(self, spec: list[dict[str, Any]]) -> Change | None:
+        """Return the change of policy under way: it waits until the first decision is whole."""
+        known, old = self._run.change, list(self._run.policy)
+        if not (readable := self._readable()):
+            return None
+        if old == spec:
+            return known
+        earlier = [leaf for leaf in known.policy if leaf not in old] if known else []
+        return Change([*earlier, *old], max(r.step for r in readable))
+
+    def _change_is_whole(self, change: Change) -> bool:
+        """Return whether a newer checkpoint is complete and every store is as newly decided."""
+        readable = self._readable()
+        if self._closed or all(r.step <= change.since for r in readable):
+            return False
+        new = decide(self.policy, map(_candidate, readable), self._run.pins)
+        return all(isinstance(self._next(s, new), Delete | None) for s in self._stores)
 
     def _check_open(self) -> None:
         if self._closed:  # a worker that outlived the drain limit
@@ -356,19 +481,14 @@ class Ledger:
     def _alias(self, store: str, names: Mapping[str, int]) -> None:
         self._write_run(aliases={**self._run.aliases, store: dict(names)})
 
-    def _write_run(
-        self,
-        stores: Mapping[str, Mapping[str, str]] | None = None,
-        aliases: Mapping[str, Mapping[str, int]] | None = None,
-    ) -> None:
-        run = replace(
-            self._run,
-            stores=self._run.stores if stores is None else stores,
-            aliases=self._run.aliases if aliases is None else aliases,
-        )
-        self._check_open()
-        self.directory.write_run(run)
-        self._run = run
+    def _write_run(self, **changes: Any) -> None:
+        with self._mutex:
+            self._check_open()
+            run = replace(self._run, **changes)
+            if run != self._run:
+                self.directory.write_run(run)
+                self._run = run
+                self._decision = None
 
 
 def _candidate(record: Record) -> Candidate:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,16 @@ class MetricBuffer:
     Args:
         log: where the values go.
         wake: called after some went there.
+        now: seconds since the epoch.
     """
 
-    def __init__(self, log: MetricLog, wake: Any) -> None:
+    def __init__(
+        self,
+        log: MetricLog,
+        wake: Callable[[], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._now = now
         self._log = log
         self._wake = wake
         self._waiting: deque[tuple[int, Mapping[str, Any]]] = deque()
@@ -206,7 +213,7 @@ class MetricBuffer:
     def _flush(self) -> None:
         taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if taken:
-            now = time.time()
+            now = self._now()
             host = _on_host([metrics for _, metrics in taken])
             points: list[MetricPoint] = []
             for (step, _), metrics in zip(taken, host, strict=True):

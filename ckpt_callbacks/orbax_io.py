@@ -11,7 +11,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["PendingSave", "describe", "item_names", "load", "metadata", "save"]
+__all__ = [
+    "PendingSave",
+    "decision_context",
+    "describe",
+    "item_names",
+    "load",
+    "metadata",
+    "preservation_context",
+    "save",
+]
 
 Items = Mapping[str, Any]
 """Item name to a tree of leaves."""
@@ -70,3 +79,22 @@ def describe(path: Path, names: Iterable[str]) -> dict[str, Any]:
     from orbax.checkpoint import v1 as ocp
 
     return {name: ocp.metadata(path, checkpointable_name=name).metadata for name in names}
+
+
+def decision_context(*, saving: bool, preempted: bool) -> Any:
+    """Return what Orbax's save-decision policies are told of the run."""
+    from orbax.checkpoint.options import MultiprocessingOptions
+    from orbax.checkpoint.v1.training import save_decision_policies
+
+    return save_decision_policies.DecisionContext(
+        is_saving_in_progress=saving,
+        reached_preemption=preempted,
+        multiprocessing_options=MultiprocessingOptions(),
+    )
+
+
+def preservation_context() -> Any:
+    """Return what Orbax's preservation policies are told of the run: nothing so far."""
+    from orbax.checkpoint.v1.training import preservation_policies
+
+    return preservation_policies.PreservationContext()

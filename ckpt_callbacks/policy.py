@@ -25,6 +25,7 @@ __all__ = [
     "as_policy",
     "leaves",
     "positive",
+    "translators",
 ]
 
 NEVER = 1 << 62
@@ -55,6 +56,10 @@ class SaveContext:
     """Metrics of the evaluation of this step; empty if there was none."""
     would_keep: Callable[[], bool] = lambda: True
     """Whether the keep policy has a place for this step, going by `evaluated`."""
+    busy: bool = False
+    """Whether a save is in flight."""
+    preempted: bool = False
+    """Whether the process was told to end soon."""
 
 
 class Policy:
@@ -86,6 +91,13 @@ class SavePolicy(Policy, ABC):
     @abstractmethod
     def due(self, context: SaveContext) -> bool:
         """Return whether to save this step."""
+
+    def at_end(self, status: str) -> bool:
+        """Return whether to save the last step when the loop was left with `status`.
+
+        `status` is `finished`, `failed` (an exception) or `killed` (Ctrl-C).
+        """
+        return False
 
 
 class KeepPolicy(Policy, ABC):
@@ -141,6 +153,9 @@ class AnyOf(SavePolicy, KeepPolicy):
     def due(self, context: SaveContext) -> bool:
         return any(p.due(context) for p in self._saving())
 
+    def at_end(self, status: str) -> bool:
+        return any(p.at_end(status) for p in self._saving())
+
     def keep(self, history: Sequence[Candidate]) -> Mapping[int, str]:
         kept: dict[int, str] = {}
         for policy in self._keeping():
@@ -166,14 +181,21 @@ def leaves(policy: Policy) -> tuple[Policy, ...]:
     return policy.policies if isinstance(policy, AnyOf) else (policy,)
 
 
+translators: list[Callable[[Any], Policy | None]] = []
+"""Each makes a policy of an object of another library, or returns `None` for all else."""
+
+
 def as_policy(value: Any) -> Policy:
-    """Return a policy as it is, and a function as one.
+    """Return a policy as it is, and one of Orbax or a function as one.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is none of these.
     """
     if isinstance(value, Policy):
         return value
+    for translate in translators:
+        if policy := translate(value):
+            return policy
     if callable(value) and not isinstance(value, type):
         return Custom(value)
     raise ConfigError(f"{value!r} is no policy: give one such as LatestN(2), or a function")

@@ -1,21 +1,23 @@
 """The memory of a run, as values: one record a checkpoint and one `run.json`.
 
-Both are plain JSON with a format version. Reading is strict: whatever is not exactly as written
-is a `RecordError` that names the field, never a guess.
+Both are plain JSON with a format version and a checksum. Reading is strict: whatever is not
+exactly as written is a `RecordError` that names the field, never a guess or a wrong number.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from ckpt_callbacks.errors import RecordError
+from ckpt_callbacks.errors import NewerFormat, RecordError
 
 __all__ = [
     "FORMAT",
+    "Change",
     "Copy",
     "File",
     "Gone",
@@ -81,6 +83,10 @@ class Record:
     """By path below the checkpoint, with forward slashes; empty until complete."""
     copies: Mapping[str, Copy] = field(default_factory=dict)
     """By store name."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """The user's own, JSON values by name."""
+    discarded: str = ""
+    """Why it no longer counts although it is complete, such as that the run went back."""
 
     @property
     def bytes(self) -> int:
@@ -100,22 +106,38 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the keep policy that is not complete: what the old one kept stays as well."""
+
+    policy: Sequence[Mapping[str, Any]]
+    """The old keep policy."""
+    since: int
+    """The newest step when it was changed, -1 for none. One after it has to be complete first."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunFile:
     """What is known of the run as a whole."""
 
     run_id: str
-    policy: list[dict[str, Any]]
+    policy: Sequence[Mapping[str, Any]]
     """The keep policy, as `retention.policy_to_json` gives it."""
     stores: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What each store asked to have remembered, such as its own run id."""
     aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Per store, the step that each alias names there."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Per store, what it is made with; one that other processes cannot make is left out."""
+    pins: frozenset[int] = frozenset()
+    """Steps that a person wants to keep, whatever the policy says."""
+    change: Change | None = None
+    status: str = "running"
+    """How the last process left the loop, as in `RunEnded`."""
 
 
 def record_to_json(record: Record) -> str:
     """Return the text of a record's file."""
-    values = {"format": FORMAT, **asdict(record), "metrics": _numbers(record.metrics)}
-    return json.dumps(values, indent=1, allow_nan=False)
+    return _dump({**asdict(record), "metrics": _numbers(record.metrics)})
 
 
 def record_from_json(text: str, where: str) -> Record:
@@ -145,6 +167,8 @@ def record_from_json(text: str, where: str) -> Record:
                 )
                 for k, v in values["copies"].items()
             },
+            metadata=_typed(values["metadata"], dict),
+            discarded=_typed(values["discarded"], str),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
@@ -176,7 +200,7 @@ def gone_from_json(line: str, where: str) -> Gone:
 
 def run_to_json(run: RunFile) -> str:
     """Return the text of `run.json`."""
-    return json.dumps({"format": FORMAT, **asdict(run)}, indent=1, allow_nan=False)
+    return _dump({**asdict(run), "pins": sorted(run.pins)})
 
 
 def run_from_json(text: str, where: str) -> RunFile:
@@ -187,6 +211,7 @@ def run_from_json(text: str, where: str) -> RunFile:
     """
     values = _parse(text, where)
     try:
+        change = values["change"]
         return RunFile(
             run_id=_typed(values["run_id"], str),
             policy=_typed(values["policy"], list),
@@ -198,6 +223,10 @@ def run_from_json(text: str, where: str) -> RunFile:
                 k: {n: _typed(v, int) for n, v in names.items()}
                 for k, names in values["aliases"].items()
             },
+            settings={k: _typed(v, dict) for k, v in values["settings"].items()},
+            pins=frozenset(_typed(step, int) for step in values["pins"]),
+            change=change and Change(_typed(change["policy"], list), _typed(change["since"], int)),
+            status=_typed(values["status"], str),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
@@ -206,6 +235,20 @@ def run_from_json(text: str, where: str) -> RunFile:
 def _numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
     """Return metrics as JSON has them: it knows no NaN and no infinity."""
     return {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    known = {"format": FORMAT, **values}
+    return json.dumps({**known, "check": _check(known)}, indent=1, allow_nan=False)
+
+
+def _check(values: Mapping[str, Any]) -> str:
+    """Return the CRC-32 of JSON values, whatever their layout: a flipped bit never reads as data.
+
+    It is there against damage, not against forgery, and is in the standard library.
+    """
+    plain = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return f"crc32:{zlib.crc32(plain.encode()):08x}"
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -217,10 +260,13 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     if not isinstance(version, int):
         raise RecordError(f"{where} is damaged: it has no format version")
     if version > FORMAT:
-        raise RecordError(
+        raise NewerFormat(
             f"{where} has format {version}, this version of ckpt_callbacks reads up to {FORMAT}: "
             "install the version that wrote it, or a newer one"
         )
+    check = values.pop("check", None)
+    if check != _check(values):
+        raise RecordError(f"{where} is damaged: it does not match its checksum, {check}")
     return dict(values)
 
 

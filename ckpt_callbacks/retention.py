@@ -8,7 +8,7 @@ pruning early changes nothing later.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -23,10 +23,12 @@ __all__ = [
     "decide",
     "explain",
     "finite",
+    "narrow",
     "policy_from_json",
     "policy_to_json",
     "promote",
     "ranked_metrics",
+    "unmeasured",
 ]
 
 
@@ -96,11 +98,17 @@ class BestN(KeepPolicy):
     @property
     def name(self) -> str:
         """The name of the metric or of the function."""
-        return self.metric if isinstance(self.metric, str) else self.metric.__name__
+        if isinstance(self.metric, str):
+            return self.metric
+        return getattr(self.metric, "__name__", "function").strip("<>")  # no `<lambda>`
 
     def value(self, candidate: Candidate) -> float | None:
         """Return what ranks a checkpoint, or `None` if it does not rank."""
         return finite(self._raw(candidate))
+
+    def measured(self, candidate: Candidate) -> bool:
+        """Return whether a checkpoint has the metric, which may be one that does not rank."""
+        return self._raw(candidate) is not None
 
     def ranked(self, history: Iterable[Candidate]) -> list[int]:
         """Return the steps that have a finite value, best first."""
@@ -150,10 +158,11 @@ class Decision:
     aliases: Mapping[str, int]
 
 
-def decide(policy: Policy, history: Iterable[Candidate]) -> Decision:
+def decide(policy: Policy, history: Iterable[Candidate], pins: Collection[int] = ()) -> Decision:
     """Decide over the complete checkpoints of a run.
 
-    The newest one is kept under every policy (reason `newest`, when it has no other).
+    The newest one is kept under every policy (reason `newest`, when it has no other), and so are
+    those that are pinned.
     """
     ordered = sorted(history, key=lambda c: c.step)
     kept: dict[int, str] = {}
@@ -163,9 +172,31 @@ def decide(policy: Policy, history: Iterable[Candidate]) -> Decision:
             if isinstance(leaf, BestN):
                 named = reason.replace("best ", f"{_alias(policy, leaf)} ", 1)
             kept[step] = f"{kept[step]}, {named}" if step in kept else named
+    for step in (c.step for c in ordered if c.step in pins):
+        kept[step] = f"{kept[step]}, pinned" if step in kept else "pinned"
     if ordered:
         kept.setdefault(ordered[-1].step, "newest")
     return Decision(dict(sorted(kept.items())), promote(policy, ordered))
+
+
+def narrow(
+    decision: Decision,
+    joint: Policy,
+    own: KeepPolicy | None,
+    history: Iterable[Candidate],
+    pins: Collection[int] = (),
+) -> Decision:
+    """Return the part of a decision for a store that keeps less than the others.
+
+    Of what `decision` keeps, it holds what its `own` policy keeps, and what is pinned; its aliases
+    name the best and the newest of that.
+    """
+    if own is None:
+        return decision
+    there = sorted((c for c in history if c.step in decision.kept), key=lambda c: c.step)
+    steps = {*own.keep(there), *pins} & decision.kept.keys()
+    aliases = promote(joint, [c for c in there if c.step in steps])
+    return Decision({s: r for s, r in decision.kept.items() if s in steps}, aliases)
 
 
 def promote(policy: Policy, history: Iterable[Candidate]) -> dict[str, int]:
@@ -195,6 +226,12 @@ def explain(policy: KeepPolicy, history: Iterable[Candidate], step: int) -> str:
 def ranked_metrics(policy: Policy) -> list[str]:
     """Return the names of the metrics that the policy ranks by."""
     return list(dict.fromkeys(b.name for b in _bests(policy) if isinstance(b.metric, str)))
+
+
+def unmeasured(policy: Policy, history: Iterable[Candidate]) -> list[int]:
+    """Return the steps that lack a metric which the policy ranks by."""
+    bests = _bests(policy)
+    return [c.step for c in history if not all(best.measured(c) for best in bests)]
 
 
 def _bests(policy: Policy) -> list[BestN]:

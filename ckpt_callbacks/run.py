@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,13 +14,16 @@ from typing import Any, Generic, TypeVar
 
 from ckpt_callbacks.adapters import capture
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
+from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.engine import Engine
-from ckpt_callbacks.errors import CkptCallbacksWarning, UsageError
+from ckpt_callbacks.errors import CkptCallbacksWarning, ConfigError, SaveError, UsageError
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.policy import NEVER, SaveContext, SavePolicy
+from ckpt_callbacks.preemption import Preemption
+from ckpt_callbacks.recovery import Resume
 from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.restore import read
 from ckpt_callbacks.retention import ranked_metrics
@@ -30,6 +33,9 @@ __all__ = ["Run"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
+
+_MISSES = 3
+"""After this many evaluations in a row that met no checkpoint a warning tells of it."""
 
 
 class Run(Generic[S]):
@@ -41,25 +47,40 @@ class Run(Generic[S]):
         config: Mapping[str, Any],
         checkpoint: OrbaxCheckpoint | None,
         stores: list[Store],
-        hooks: Hooks,
+        plugins: list[object],
+        *,
+        resume: Resume,
+        discard_newer: bool,
         drain_limit: float,
+        grace: float,
+        clock: Clock,
     ) -> None:
         self._state: S = state
         self._config = config
         self._checkpoint = checkpoint
         self._stores = stores
-        self._hooks = hooks
+        self._hooks = Hooks(plugins, critical=self._stop)
+        self._resume: Resume = resume
+        self._discard_newer = discard_newer
         self._drain_limit = drain_limit
+        self._clock = clock
+        self._preemption = Preemption(grace, self._wake)
         self._engine: Engine | None = None
         self._restored = True
         self._log: Callable[[tuple[int, Mapping[str, Any]]], object] = _drop
         self._evaluated: dict[int, dict[str, float]] = {}
+        self._missed: list[int] = []
         # An evaluation may come from another thread, just while its step is being saved.
         self._evaluating = threading.RLock()
+        self._latest: tuple[int, Any, Mapping[str, Any] | None, Mapping[str, Any] | None] | None
+        self._latest = None
         self._last: int | None = None
+        self._unmet_saves: list[int] = []
+        self._last_chance_used = False
         self._saved_at = 0.0
-        self._warned = False
-        self._entered = False
+        self._warned: set[str] = set()
+        self._entered = self._started = False
+        self._error: Exception | None = None
         self._pid = os.getpid()
         self._next_save = self._next_hook = NEVER
         self._gate = -1  # the first `on_step` always takes the slow way
@@ -72,18 +93,32 @@ class Run(Generic[S]):
         self._entered = True
         if self._checkpoint:
             capture(self._state)  # what cannot be saved is known before the first step
-            directory = RunDirectory(self._checkpoint.directory)
             self._engine = engine = Engine(
-                directory, self._checkpoint.keep, self._stores, self._config, self._hooks
+                RunDirectory(self._checkpoint.directory),
+                self._checkpoint.keep,
+                self._stores,
+                self._config,
+                self._hooks,
+                resume=self._resume,
+                discard_newer=self._discard_newer,
+                failed=self._save_failed,
+                clock=self._clock,
             )
-            self._saved_at = time.monotonic()
+            engine.ledger.entered("running")
+            self._saved_at = self._clock.monotonic()
             if engine.resumed:
                 self._last = engine.resumed.step
                 self._restored = False
                 self.next_step = engine.resumed.step + 1
             self._log = engine.log
-        resumed = self.next_step - 1 if self.next_step else None
-        self._hooks.emit(RunStarted(self._directory, resumed, self.next_step))
+        try:
+            self._preemption.start()
+            resumed = self.next_step - 1 if self.next_step else None
+            self._hooks.emit(RunStarted(self._directory, resumed, self.next_step))
+            self._raise_stopped()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(
@@ -97,11 +132,21 @@ class Run(Generic[S]):
         status = "finished"
         if kind is not None:
             status = "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
-        engine = self._engine
-        unsent = engine.close(status, self._drain_limit) if engine else {}
-        self._gate = -1
-        self._engine = None
+        unsent: dict[str, str] = {}
+        try:
+            if self._engine and self._checkpoint:
+                self._save_at_end(status, self._checkpoint.save, self._engine)
+            if self._preemption.notice:
+                status = "preempted"
+        finally:
+            engine, self._engine = self._engine, None
+            self._gate = -1
+            limit = min(self._drain_limit, max(0.0, self._preemption.left()))
+            unsent = engine.close(status, limit) if engine else {}
+            self._preemption.stop()
         self._hooks.emit(RunEnded(status, unsent))
+        if kind is None:
+            self._raise_stopped()
 
     @property
     def _directory(self) -> Path | None:
@@ -109,21 +154,44 @@ class Run(Generic[S]):
 
     @property
     def state(self) -> S:
-        """The state to train: as given, or with the values of the newest checkpoint.
+        """The state to train: as given, or with the values of the checkpoint to go on from.
 
         Restored on the first read. Flax NNX objects are changed in place; all else is new.
 
         Raises:
             StateMismatch: the checkpoint has other leaves or shapes than the state given.
-            CorruptCheckpoint: a file is damaged.
         """
         if not self._restored and self._engine and (record := self._engine.resumed):
-            path = self._engine.directory.path(record.step)
-            self._state = read(path, self._state, files=record.files)
+            # Its files were checked when the run was entered.
+            self._state = read(self._engine.directory.path(record.step), self._state)
             self._restored = True
         return self._state
 
-    def on_step(self, step: int, state: S, metrics: Mapping[str, Any] | None = None) -> None:
+    @property
+    def should_stop(self) -> bool:
+        """Whether the process was told to end (SIGTERM, or the runtime's own notice).
+
+        The next `on_step` saves that step, whatever the policy says; then leave the loop. When
+        the grace time is over the signal takes the course it would have taken without the run.
+        """
+        return self._preemption.notice
+
+    @property
+    def unmeasured(self) -> list[int]:
+        """Steps that have a checkpoint and lack a metric which the policy ranks by.
+
+        A kill between a step and its evaluation leaves them; `cc.restore(…, which=step)` and
+        `on_eval(step, …)` make up for it.
+        """
+        return self._engine.ledger.unmeasured() if self._engine else []
+
+    def on_step(
+        self,
+        step: int,
+        state: S,
+        metrics: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         """Tell that the loop finished `step` and that `state` is the result.
 
         With nothing due this is one comparison and one append.
@@ -132,20 +200,25 @@ class Run(Generic[S]):
             step: from `next_step` on, ascending.
             state: may be donated or changed as soon as this returns.
             metrics: numbers or scalars on the device, which are read later, off this thread.
+            metadata: JSON values of your own by name, kept with the checkpoint if one is saved.
 
         Raises:
             UsageError: the run was resumed, but its state never read, or `step` is one
                 that it already has.
+            ConfigError: `metadata` is not JSON.
+            SaveError: an earlier save failed, and `on_failure` is `raise`.
         """
         if metrics is not None:
             self._log((step, dict(metrics)))
+        self._latest = (step, state, metrics, metadata)
         if step >= self._gate:
-            self._due(step, state, metrics or {})
+            self._due(step, state, metrics or {}, metadata)
 
     def on_eval(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Tell how good the state of `step` is. Call it before `on_step(step, …)`.
 
-        It may also come later, from any thread: then the checkpoints are ranked again.
+        It may also come later, from any thread: then the checkpoints are ranked again. From
+        another process it is `report_metrics`.
 
         Args:
             step: the step that was measured.
@@ -159,41 +232,51 @@ class Run(Generic[S]):
         values, problems = host_floats(metrics)
         for problem in problems.values():
             warnings.warn(problem, CkptCallbacksWarning, stacklevel=2)
-        self._hooks.emit(Eval(step, values))
         if self._engine and os.getpid() == self._pid:
-            self._log((step, values))
             with self._evaluating:
                 try:
-                    ranked = self._engine.ledger.measured(step, values)
+                    ranked = self._engine.evaluate(step, values)
                 except OSError as error:  # such as a full disk
                     logger.error("the evaluation of step %d ranks nothing: %s", step, error)
                     return
-                if not ranked:
-                    self._evaluated.setdefault(step, {}).update(values)
-                if self._checkpoint and self._checkpoint.save.watches_evaluations:
-                    self._next_save = min(self._next_save, step)
-                    self._gate = min(self._gate, step)
+                self._evaluation(step, values, ranked=ranked)
+        else:
+            self._hooks.emit(Eval(step, values))
+        self._raise_stopped()
 
-    def save(self, step: int, state: S, metrics: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: S,
+        metrics: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         """Save a step now, whatever the policy says; before `on_step` of it, or without.
 
         Raises:
             UsageError: it comes outside of the `with` statement, or `step` is not newer than
                 the newest that was saved.
+            ConfigError: `metadata` is not JSON.
         """
         if not self._engine:
             raise UsageError("save was called outside of the with statement of a run")
-        if self._gate < 0:
+        self._raise_stopped()
+        if not self._started:
             self._first_step(step)
-            self._gate = min(self._next_save, self._next_hook)
         if self._last is not None and step <= self._last:
             raise UsageError(f"step {step} is not newer than {self._last}, which was saved before")
-        self._save(step, state, metrics or {}, self._engine)
+        self._save(step, state, metrics or {}, metadata, self._engine)
+        self._set_gate()
 
     def wait(self) -> None:
-        """Wait until no save is in flight. Stores may still lack what was saved."""
+        """Wait until no save is in flight. Stores may still lack what was saved.
+
+        Raises:
+            SaveError: a save failed, and `on_failure` is `raise`.
+        """
         if self._engine:
             self._engine.wait()
+        self._raise_stopped()
 
     def summary(self) -> Summary:
         """Return what is kept, why and where; print it for a table."""
@@ -201,20 +284,41 @@ class Run(Generic[S]):
             return Summary([], [], [])
         return summarize(self._directory, [f"{s.title}: {s.hint()}" for s in self._stores])
 
-    def _due(self, step: int, state: S, metrics: Mapping[str, Any]) -> None:
+    def _due(
+        self,
+        step: int,
+        state: S,
+        metrics: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
         """Do what is due at `step`, and find out when the next thing is."""
         if os.getpid() != self._pid:
             return  # a forked child
-        if self._gate < 0:
+        if self._checkpoint and not self._engine:
+            raise UsageError("on_step was called outside of the with statement of its run")
+        self._raise_stopped()
+        if not self._started:
             self._first_step(step)
-        if step >= self._next_save and self._checkpoint and self._engine:
-            self._save_if_due(step, state, metrics, self._checkpoint.save, self._engine)
+        if self._preemption.distributed:
+            self._preemption.reached(step)
+        if self._checkpoint and self._engine:
+            if self._last_chance(step):
+                self._save(step, state, metrics, metadata, self._engine)
+            elif step >= self._next_save:
+                self._save_if_due(step, state, metrics, metadata, self._checkpoint, self._engine)
         if step >= self._next_hook:
             self._next_hook = self._hooks.step(Step(step, state, metrics))
-        self._gate = min(self._next_save, self._next_hook)
+        self._set_gate()
+        self._raise_stopped()
 
     def _save_if_due(
-        self, step: int, state: S, metrics: Mapping[str, Any], policy: SavePolicy, engine: Engine
+        self,
+        step: int,
+        state: S,
+        metrics: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None,
+        checkpoint: OrbaxCheckpoint,
+        engine: Engine,
     ) -> None:
         with self._evaluating:
             evaluated = dict(self._evaluated.get(step, {}))
@@ -226,28 +330,93 @@ class Run(Generic[S]):
         context = SaveContext(
             step=step,
             last=self._last,
-            now=time.monotonic(),
+            now=self._clock.monotonic(),
             last_time=self._saved_at,
             evaluated=evaluated,
             would_keep=would_keep,
+            busy=engine.busy,
+            preempted=self._preemption.notice,
         )
-        if step != self._last and policy.due(context):
-            self._save(step, state, metrics, engine)
-        self._next_save = policy.next_due(step)
+        skipped = checkpoint.busy == "skip" and engine.busy
+        if step != self._last and not skipped and checkpoint.save.due(context):
+            self._save(step, state, metrics, metadata, engine)
+        self._next_save = checkpoint.save.next_due(step)
 
-    def _save(self, step: int, state: S, metrics: Mapping[str, Any], engine: Engine) -> None:
+    def _last_chance(self, step: int) -> bool:
+        """Return whether the process is about to end and `step` is to be saved before."""
+        if not self._preemption.notice or self._last_chance_used:
+            return False
+        self._last_chance_used = True
+        logger.warning("told to end: step %d is the last one that is saved", step)
+        return self._last is None or step > self._last
+
+    def _save_at_end(self, status: str, policy: SavePolicy, engine: Engine) -> None:
+        latest, self._latest = self._latest, None
+        if latest is None or (self._last is not None and latest[0] <= self._last):
+            return
+        step, state, metrics, metadata = latest
+        if self._last_chance(step) or policy.at_end(status):
+            self._save(step, state, metrics or {}, metadata, engine)
+
+    def _save(
+        self,
+        step: int,
+        state: S,
+        metrics: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None,
+        engine: Engine,
+    ) -> None:
+        _check_json(metadata)
         engine.wait()  # before the lock: a listener of the last save may evaluate
         with self._evaluating:
             evaluated = self._evaluated.pop(step, {})
             self._check_metrics(step, evaluated, metrics)
-            self._last, self._saved_at = step, time.monotonic()
-            engine.save(step, state, evaluated, metrics)
+            self._last, self._saved_at = step, self._clock.monotonic()
+            engine.save(step, state, evaluated, metrics, metadata or {})
             # Evaluations of steps that passed without a save rank nothing.
+            self._missed += sorted(s for s in self._evaluated if s < step)
+            self._unmet_saves.append(step)
+            if evaluated:
+                self._met()
             self._evaluated = {s: m for s, m in self._evaluated.items() if s > step}
+        self._check_met()
+        if self._checkpoint and self._checkpoint.synchronous:
+            engine.settle()
+
+    def _evaluation(self, step: int, values: Mapping[str, float], *, ranked: bool) -> None:
+        """Note an evaluation of a step that may yet be saved, or never was."""
+        if ranked:
+            self._met()
+        elif self._last is None or step > self._last:
+            self._evaluated.setdefault(step, {}).update(values)
+        elif self._engine and not self._engine.ledger.was_evicted(step):
+            self._missed.append(step)
+            self._check_met()
+        if self._checkpoint and self._checkpoint.save.watches_evaluations:
+            self._next_save = min(self._next_save, step)
+            self._gate = min(self._gate, step)
+
+    def _met(self) -> None:
+        self._missed.clear()
+        self._unmet_saves.clear()
+
+    def _check_met(self) -> None:
+        """Warn once when evaluations and checkpoints keep missing each other."""
+        if (
+            min(len(self._missed), len(self._unmet_saves)) < _MISSES
+            or self._checkpoint is None
+            or not ranked_metrics(self._checkpoint.keep)
+        ):
+            return
+        self._warn_once(
+            "met",
+            f"evaluations and checkpoints never meet, so nothing ranks: evaluated were steps "
+            f"{_few(self._missed)}, saved were steps {_few(self._unmet_saves)} "
+            f"({self._checkpoint.save}). Evaluate at steps that are saved, before on_step, or "
+            "save on evaluations with OnEval()",
+        )
 
     def _first_step(self, step: int) -> None:
-        if self._checkpoint and not self._engine:
-            raise UsageError("on_step was called outside of the with statement of its run")
         if not self._restored:
             raise UsageError(
                 f"this run resumed from step {self.next_step - 1}, but run.state was never read, "
@@ -262,24 +431,66 @@ class Run(Generic[S]):
         if self._checkpoint:
             due = self._checkpoint.save.next_due(self._last)
             self._next_save = step if step in self._evaluated else due
+        self._started = True
+
+    def _set_gate(self) -> None:
+        """Let the next `on_step` that has something to do take the slow way."""
+        self._gate = min(self._next_save, self._next_hook)
+        # After the line above, since these are set on other threads or in a signal handler.
+        told = self._preemption.notice and not self._last_chance_used
+        if self._error or told or self._preemption.distributed:
+            self._gate = -1
+
+    def _wake(self) -> None:
+        self._gate = -1
+
+    def _stop(self, error: Exception) -> None:
+        """Let the next call of the loop raise an error."""
+        self._error = self._error or error
+        self._wake()
+
+    def _save_failed(self, error: Exception) -> None:
+        if self._checkpoint and self._checkpoint.on_failure == "raise":
+            failure = SaveError(f"step {self._last} could not be saved: {error}")
+            failure.__cause__ = error
+            self._stop(failure)
+
+    def _raise_stopped(self) -> None:
+        if self._error and os.getpid() == self._pid:
+            error, self._error = self._error, None
+            raise error
 
     def _check_metrics(
         self, step: int, evaluated: Mapping[str, float], metrics: Mapping[str, Any]
     ) -> None:
         """Warn once when an evaluation lacks what the policy ranks by."""
-        if not evaluated or self._warned or self._checkpoint is None:
+        if not evaluated or self._checkpoint is None:
             return
         seen = {*evaluated, *metrics}
         if missing := set(ranked_metrics(self._checkpoint.keep)) - seen:
-            self._warned = True
-            warnings.warn(
+            self._warn_once(
+                "metrics",
                 f"the evaluation of step {step} has no {', '.join(sorted(missing))}, which "
                 f"{self._checkpoint.keep} ranks by, so it can not be best; "
                 f"the metrics were {', '.join(sorted(seen))}",
-                CkptCallbacksWarning,
-                stacklevel=6,
             )
+
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(text, CkptCallbacksWarning, stacklevel=7)
 
 
 def _drop(point: tuple[int, Mapping[str, Any]]) -> None:
     """Take metrics where there is no directory to keep them."""
+
+
+def _few(steps: list[int]) -> str:
+    return ", ".join(map(str, steps[:_MISSES])) + "…" * (len(steps) > _MISSES)
+
+
+def _check_json(metadata: Mapping[str, Any] | None) -> None:
+    try:
+        json.dumps(dict(metadata or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"metadata must hold JSON values by name: {error}") from error

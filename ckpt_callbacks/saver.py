@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_callbacks import orbax_io
-from ckpt_callbacks.adapters import capture
-from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.adapters import capture, deleted
+from ckpt_callbacks.errors import ConfigError, SaveError
 from ckpt_callbacks.events import Evicted, Saved, SaveFailed
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
@@ -44,13 +44,21 @@ class Saver:
         ledger: gets the facts.
         hooks: get the events.
         flush: writes down all metrics that the loop has logged so far.
+        failed: gets the error of every save that fails, after its event.
     """
 
-    def __init__(self, ledger: Ledger, hooks: Hooks, flush: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        hooks: Hooks,
+        flush: Callable[[], None],
+        failed: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
         self._flush = flush
+        self._failed = failed
         self._ledger = ledger
         self._hooks = hooks
-        self._work: queue.SimpleQueue[_InFlight | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_InFlight | threading.Event | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
         self._stopping = False
@@ -61,8 +69,18 @@ class Saver:
         """Begin to work, on a thread of its own."""
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is in flight."""
+        return not self._idle.is_set()
+
     def save(
-        self, step: int, state: Any, evaluated: Mapping[str, float], metrics: Mapping[str, Any]
+        self,
+        step: int,
+        state: Any,
+        evaluated: Mapping[str, float],
+        metrics: Mapping[str, Any],
+        metadata: Mapping[str, Any],
     ) -> None:
         """Start to save; waits first for a save that is still in flight.
 
@@ -73,10 +91,15 @@ class Saver:
         path = self._ledger.directory.path(step)
         try:
             items = capture(state)
+            if donated := deleted(items):
+                raise SaveError(
+                    f"the buffer of {donated[0]} was donated or deleted before the save: give "
+                    "on_step the new state, not one that a later step consumed"
+                )
             if path.exists():
                 raise ConfigError(f"{path} exists and is not of this run")
             hit("save-begins")
-            self._ledger.saving(step, evaluated)
+            self._ledger.saving(step, evaluated, metadata)
             hit("record-saving")
         except Exception as error:
             self._report(step, error)
@@ -98,6 +121,13 @@ class Saver:
         """Wait until no save is in flight."""
         self._idle.wait()
 
+    def settle(self) -> None:
+        """Wait until what was saved is told of, and what lost its place is evicted."""
+        if threading.current_thread() is not self._thread:
+            done = threading.Event()
+            self._work.put(done)
+            done.wait()
+
     def close(self) -> None:
         """Finish what is in flight, evict what may go, and stop."""
         self._stopping = True
@@ -107,15 +137,17 @@ class Saver:
     def _run(self) -> None:
         while True:
             work = self._work.get()
-            if work:
+            if isinstance(work, _InFlight):
                 self._finish(work)
             try:
-                self._evict()
+                self.evict()
                 self._complaint = ""
             except Exception as error:
                 if str(error) != self._complaint:
                     logger.exception("could not evict; it is tried again")
                 self._complaint = str(error)
+            if isinstance(work, threading.Event):
+                work.set()
             if self._stopping and self._work.empty():
                 return
 
@@ -160,8 +192,10 @@ class Saver:
         text = f"{type(error).__name__}: {error}"
         logger.error("the checkpoint of step %d could not be saved: %s", step, text)
         self._hooks.emit(SaveFailed(step, text))
+        self._failed(error)
 
-    def _evict(self) -> None:
+    def evict(self) -> None:
+        """Evict what may go now; on this object's own thread once it was started."""
         ledger, directory = self._ledger, self._ledger.directory
         for step in ledger.evictable():
             reason = ledger.explain(step)

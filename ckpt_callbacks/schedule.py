@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.policy import NEVER, Candidate, KeepPolicy, SaveContext, SavePolicy, positive
 
-__all__ = ["CustomSteps", "EveryNSeconds", "EveryNSteps", "OnEval", "OnImprovement"]
+__all__ = ["AtEnd", "CustomSteps", "EveryNSeconds", "EveryNSteps", "OnEval", "OnImprovement"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class EveryNSeconds(SavePolicy, KeepPolicy):
     """A step once `seconds` have passed since the last one, on a clock that never goes back.
 
     Which steps that are depends on how fast they are. To keep, it is each checkpoint whose save
-    began at least `seconds` after that of the one kept before it.
+    began at least `seconds` after that of the one kept before it, or before that one, which only
+    a clock that was moved back can do.
 
     Raises:
         ConfigError: `seconds` is not a positive number.
@@ -78,7 +79,7 @@ class EveryNSeconds(SavePolicy, KeepPolicy):
         kept: dict[int, str] = {}
         last = -math.inf
         for candidate in history:
-            if candidate.time - last >= self.seconds:
+            if not 0 <= candidate.time - last < self.seconds:
                 kept[candidate.step] = f"{self.seconds:g} s later"
                 last = candidate.time
         return kept
@@ -148,3 +149,28 @@ class OnImprovement(OnEval):
 
     def __str__(self) -> str:
         return "OnImprovement()"
+
+
+@dataclass(frozen=True)
+class AtEnd(SavePolicy):
+    """Save the last step that `on_step` was given, when the loop is left: done, or by Ctrl-C.
+
+    Args:
+        errors: also when an exception ends it.
+
+    A state whose buffers were donated to a later step is gone and is not saved (`SaveFailed`).
+    """
+
+    errors: bool = False
+
+    def next_due(self, after: int | None) -> int:
+        return NEVER
+
+    def due(self, context: SaveContext) -> bool:
+        return False
+
+    def at_end(self, status: str) -> bool:
+        return self.errors or status != "failed"
+
+    def __str__(self) -> str:
+        return "AtEnd(errors=True)" if self.errors else "AtEnd()"

@@ -8,15 +8,27 @@ Failures are exceptions; the worker reports them and tries again.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckpt_callbacks.policy import KeepPolicy
 from ckpt_callbacks.record import Copy, File
 
-__all__ = ["Checkpoint", "Copy", "File", "Listing", "MetricPoint", "RunInfo", "Store", "Tracker"]
+__all__ = [
+    "Checkpoint",
+    "Copy",
+    "File",
+    "Listing",
+    "MetricPoint",
+    "RunInfo",
+    "Store",
+    "Tracker",
+    "redact",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,8 @@ class RunInfo:
     """A folder inside the run directory that belongs to this store alone."""
     remembered: Mapping[str, str]
     """What `open` returned last time; empty on the first."""
+    reading: bool = False
+    """Whether only `listing` and `get` will follow: nothing is to be begun or changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +100,17 @@ class Store(ABC):
     """For people, such as `MLflow`."""
     put_moves_aliases: bool
     """Whether `put` itself moves the aliases it is given."""
+    keep: KeepPolicy | None = None
+    """Keeps less than the others: of the steps that all keep, those that this policy keeps."""
+
+    def settings(self) -> Mapping[str, Any] | None:
+        """Return what another process needs to make this store again, as JSON values.
+
+        They are the arguments of its factory, the entry point of its `name` in the group
+        `ckpt_callbacks.stores`; no credentials. `None` if that cannot be done: then what another
+        process changes is sent by the next run.
+        """
+        return None
 
     @abstractmethod
     def open(self, run: RunInfo) -> Mapping[str, str]:
@@ -124,7 +149,7 @@ class Store(ABC):
 
     @abstractmethod
     def close(self, status: str) -> None:
-        """End the run as `finished`, `failed` or `killed`."""
+        """End the run as `finished`, `failed`, `killed` or `preempted`."""
 
     @abstractmethod
     def hint(self) -> str:
@@ -137,3 +162,11 @@ class Tracker(Store):
     @abstractmethod
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
         """Send points in order. The same points may come again after a lost reply."""
+
+
+def redact(text: str) -> str:
+    """Return `text` with the user and password of URLs replaced.
+
+    Up to the last `@`, since a password may hold anything.
+    """
+    return re.sub(r"://\S*@", "://***@", text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,22 +15,14 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
 from ckpt_callbacks.plan import Action, Alias, Delete, Publish
-from ckpt_callbacks.stores import RunInfo, Store, Tracker
+from ckpt_callbacks.stores import RunInfo, Store, Tracker, redact
 
-__all__ = ["Worker", "redact"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 """Seconds between attempts: doubled from the first up to the longest."""
-
-
-def redact(text: str) -> str:
-    """Return `text` with the user and password of URLs replaced.
-
-    Up to the last `@`, since a password may hold anything.
-    """
-    return re.sub(r"://\S*@", "://***@", text)
 
 
 _ALWAYS = ("log metrics", "plan", "close")
@@ -175,7 +166,7 @@ class Worker:
 
     def _open(self) -> bool:
         refs = {"title": self.store.title, **self.store.open(self._info)}
-        self._ledger.remember(self.store.name, refs)
+        self._ledger.remember(self.store.name, refs, self.store.settings())
         if listing := self.store.listing():
             self._ledger.listed(self.store.name, listing)
         return True

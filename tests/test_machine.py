@@ -28,12 +28,12 @@ from hypothesis.stateful import (
 import strategies
 from ckpt_callbacks import failpoints, orbax_io
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.engine import _recover
 from ckpt_callbacks.events import Saved
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
 from ckpt_callbacks.policy import KeepPolicy
+from ckpt_callbacks.recovery import recover
 from ckpt_callbacks.retention import finite
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, RunInfo
@@ -125,8 +125,8 @@ class Machine(RuleBasedStateMachine):
         self.recorder = Recorder()
         hooks = Hooks([self.recorder])
         directory.acquire()
-        self.ledger = Ledger(directory, self.policy)
-        _recover(self.ledger)
+        self.ledger = Ledger(directory, self.policy, stores={s.name: None for s in self.services})
+        recover(self.ledger)
         newest = self.ledger.newest()
         self.step = newest.step if newest else -1
         self.saver = Saver(self.ledger, hooks, lambda: None)
@@ -152,7 +152,7 @@ class Machine(RuleBasedStateMachine):
         def body() -> None:
             self.step += 1
             state = {"w": np.array([self.step])}
-            self.saver.save(self.step, state, metrics, {})
+            self.saver.save(self.step, state, metrics, {}, {})
             work = self.saver._work.get_nowait()
             assert work is not None
             self.saver._finish(work)
@@ -163,7 +163,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def evict(self) -> None:
-        self.guarded(self.saver._evict)
+        self.guarded(self.saver.evict)
 
     @rule(which=st.integers(0, 1), times=st.integers(1, 6))
     def work(self, which: int, times: int) -> None:
@@ -275,13 +275,14 @@ class Machine(RuleBasedStateMachine):
         assert [s.changes for s in self.services] == before
 
     def drain(self) -> None:
-        self.saver._evict()
-        for worker in self.workers:
-            for _ in range(1000):
-                if not worker._round() and not worker.failure:
-                    break
-            assert worker.failure is None
-        self.saver._evict()
+        for _ in range(2):  # a changed policy is in force once all workers are done
+            self.saver.evict()
+            for worker in self.workers:
+                for _ in range(1000):
+                    if not worker._round() and not worker.failure:
+                        break
+                assert worker.failure is None
+        self.saver.evict()
 
 
 @pytest.mark.timeout(1800)

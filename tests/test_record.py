@@ -11,10 +11,12 @@ import strategies
 from ckpt_callbacks import RecordError
 from ckpt_callbacks.record import (
     FORMAT,
+    Change,
     Copy,
     File,
     Record,
     RunFile,
+    _dump,
     record_from_json,
     record_to_json,
     run_from_json,
@@ -35,6 +37,8 @@ records = st.builds(
         st.builds(Copy, st.sampled_from(["staged", "confirmed"]), names, st.booleans()),
         max_size=3,
     ),
+    metadata=st.dictionaries(names, st.integers() | names | st.lists(st.booleans())),
+    discarded=names,
 )
 
 
@@ -65,8 +69,9 @@ def test_a_field_of_the_wrong_kind_is_an_error(field: str, value: object) -> Non
     if field == "time" and value == -1:
         value = {}
 
-    with pytest.raises(RecordError, match=r"7\.json is damaged"):
-        record_from_json(json.dumps({**good, field: value}), "7.json")
+    del good["check"]
+    with pytest.raises(RecordError, match=r"7\.json is damaged: (?!it does not match)"):
+        record_from_json(_dump({**good, field: value}), "7.json")
 
 
 def test_a_newer_format_is_refused_with_what_to_do() -> None:
@@ -84,6 +89,10 @@ def test_a_run_survives_the_disk() -> None:
         [{"policy": "LatestN", "n": 2}],
         {"mlflow": {"run_id": "a"}},
         {"mlflow": {"best": 3}},
+        {"mlflow": {"experiment": "digits"}},
+        frozenset({3, 5}),
+        Change([{"policy": "LatestN", "n": 1}], 7),
+        "killed",
     )
 
     assert run_from_json(run_to_json(run), "run.json") == run

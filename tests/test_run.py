@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_callbacks as cc
+from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.testing import MemoryStore, Recorder
 
 KEEP = cc.LatestN(2) | cc.BestN(1, "score", mode="max")
@@ -484,28 +485,25 @@ def test_what_a_kill_left_is_finished_by_the_next_run(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     # What other kills leave: a save that never committed, and an eviction half done.
     (root / "9.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
-    records = root / ".ckpt_callbacks" / "records"
-    three = json.loads((records / "3.json").read_text())
-    saving = {**three, "state": "saving", "files": {}}
-    (records / "9.json").write_text(json.dumps({**saving, "step": 9}))
-    two = json.loads((records / "2.json").read_text())
-    (records / "2.json").write_text(json.dumps({**two, "state": "evicting"}))
+    directory = RunDirectory(root)
+    records = directory.read_records()
+    saving = replace(records[3], state="saving", files={})
+    directory.write_record(replace(saving, step=9))
+    directory.write_record(replace(records[2], state="evicting"))
     # Two that Orbax committed: after and before their metrics were logged.
     for step, logged in ((10, True), (11, False)):
         shutil.copytree(root / "3", root / str(step))
-        (records / f"{step}.json").write_text(
-            json.dumps({**saving, "step": step, "logged": logged})
-        )
+        directory.write_record(replace(saving, step=step, logged=logged))
 
     callbacks = callbacks_in(root, keep=cc.LatestN(2))
     with callbacks.run({"w": np.zeros(1000)}) as run:
         assert run.next_step == 11
         assert run.state["w"][0] == 4
 
-    names = {p.name for p in root.iterdir()} - {".ckpt_callbacks"}
-    assert names == {p.stem for p in records.iterdir()}
-    assert all(json.loads(p.read_text())["state"] == "complete" for p in records.iterdir())
-    assert not list((root / ".ckpt_callbacks" / "trash").iterdir())
+    left = directory.read_records()
+    assert {p.name for p in root.iterdir()} - {".ckpt_callbacks"} == {str(step) for step in left}
+    assert all(record.state == "complete" for record in left.values())
+    assert not list(directory.trash.iterdir())
 
 
 def test_a_disk_that_is_full_stops_neither_training_nor_the_threads(tmp_path: Path) -> None:

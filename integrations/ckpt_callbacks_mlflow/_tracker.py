@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.manifest import link_tree
-from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
-from ckpt_callbacks.worker import redact
+from ckpt_callbacks.stores import (
+    Checkpoint,
+    Copy,
+    Listing,
+    MetricPoint,
+    RunInfo,
+    Tracker,
+    redact,
+)
 from ckpt_callbacks_mlflow._database import create_database
 
 if TYPE_CHECKING:
@@ -28,7 +35,12 @@ STEP_TAG = "ckpt_callbacks_step"
 FOLDER = "checkpoint"
 """Where the checkpoint lies in the LoggedModel's artifacts."""
 
-_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+_STATUS = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "killed": "KILLED",
+    "preempted": "KILLED",
+}
 _LONGEST_PARAM = 6000  # characters; MLflow's own limit
 _MOST_PARAMS = 100  # in one call; MLflow's own limit
 

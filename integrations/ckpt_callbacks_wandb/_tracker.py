@@ -32,7 +32,7 @@ LOG_SECONDS = 60.0
 _MOST_REPEATED = 2000
 """How many rows may come once more after a kill: more than the worker sends at a time."""
 
-_EXIT_CODE = {"finished": 0, "failed": 1, "killed": 255}
+_EXIT_CODE = {"finished": 0, "failed": 1, "killed": 255, "preempted": 255}
 
 
 class WandbTracker(Tracker):

@@ -1,0 +1,166 @@
+"""What other processes ask of the owner of a run directory, such as to rank a late evaluation.
+
+A request is one small file with a name of its own, written whole or not at all, so that requests
+never lose each other. The owner applies it and removes it in one go under the ledger's mutex: a
+kill in between means that it is applied again, first thing at the next start, with the same end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_callbacks.directory import RunDirectory, replace_text
+from ckpt_callbacks.errors import CkptCallbacksError, NewerFormat, RecordError
+from ckpt_callbacks.failpoints import hit
+
+__all__ = ["Inbox", "Measured", "Pinned", "Request", "submit"]
+
+logger = logging.getLogger("ckpt_callbacks")
+
+INTERVAL = 0.25
+"""Seconds between two looks into the inbox."""
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Another process evaluated a step."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A person wants to keep a step whatever the policy says, or no longer."""
+
+    step: int
+    pinned: bool
+
+
+Request = Measured | Pinned
+
+
+def submit(directory: RunDirectory, request: Request) -> Path:
+    """Put a request into the inbox and return its file, which the owner removes once applied."""
+    directory.inbox.mkdir(exist_ok=True)
+    # In the order in which they were asked, as far as clocks agree.
+    path = directory.inbox / f"{time.time_ns():020d}-{uuid.uuid4().hex}.json"
+    replace_text(path, _to_json(request))
+    hit("request-written")
+    return path
+
+
+class Inbox:
+    """Applies requests, on a thread of its own, every quarter of a second.
+
+    Args:
+        directory: the owner's.
+        mutex: held while one request is applied and removed.
+        announce: tells of a request, before the mutex is taken.
+        apply: does what a request asks. An error of ours is logged, and the request is dropped.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        mutex: AbstractContextManager[Any],
+        announce: Callable[[Request], None],
+        apply: Callable[[Request], None],
+    ) -> None:
+        self._directory = directory
+        self._mutex = mutex
+        self._announce = announce
+        self._apply = apply
+        self._done: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ckpt-inbox", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look, on a thread of its own."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Apply what is there, and stop."""
+        self._stop.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        """Apply what is in the inbox, oldest first."""
+        names = sorted(p.name for p in self._directory.inbox.iterdir() if p.name[0] != ".")
+        for name in names:
+            if name not in self._done:
+                self._take(self._directory.inbox / name)
+
+    def _take(self, path: Path) -> None:
+        hit("request-begins")
+        request = None
+        try:
+            request = _from_json(path.read_text(encoding="utf-8"), str(path))
+        except NewerFormat as error:  # left for the version that understands it
+            logger.error("%s", error)
+            self._done.add(path.name)
+            return
+        except RecordError as error:
+            logger.error("%s; it is dropped", error)
+        if request:
+            self._announce(request)
+        with self._mutex:
+            try:
+                if request:
+                    self._apply(request)
+            except CkptCallbacksError as error:
+                logger.error("the request %s is dropped: %s", path.name, error)
+            hit("request-applied")
+            self._done.add(path.name)  # even if it can not be removed
+            path.unlink()
+        hit("request-removed")
+
+    def _run(self) -> None:
+        complaint = ""
+        while True:
+            last = self._stop.wait(INTERVAL)
+            try:
+                self.look()
+                complaint = ""
+            except Exception as error:  # such as a full disk: it is tried again
+                if str(error) != complaint:
+                    logger.exception("the inbox can not be read")
+                complaint = str(error)
+            if last:
+                return
+
+
+def _to_json(request: Request) -> str:
+    match request:
+        case Measured(step, metrics):
+            values = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
+            return json.dumps({"format": FORMAT, "measured": step, "metrics": values})
+        case Pinned(step, pinned):
+            return json.dumps({"format": FORMAT, "pin" if pinned else "unpin": step})
+
+
+def _from_json(text: str, where: str) -> Request:
+    try:
+        match json.loads(text):
+            case {"format": int(version)} if version > FORMAT:
+                raise NewerFormat(f"{where} was written by a newer version of ckpt_callbacks")
+            case {"measured": int(step), "metrics": dict(metrics)}:
+                return Measured(step, {k: float(v) for k, v in metrics.items()})
+            case {"pin": int(step)}:
+                return Pinned(step, pinned=True)
+            case {"unpin": int(step)}:
+                return Pinned(step, pinned=False)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{where} is damaged: {error}") from error
+    raise RecordError(f"{where} is damaged: it is no request")

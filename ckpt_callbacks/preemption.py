@@ -1,0 +1,91 @@
+"""The notice that this process is about to be taken away, and what is done about it.
+
+In one process the notice is SIGTERM. The first is noted, and whatever handler was there is called
+as well; a second one, or the end of the grace time, goes straight to what was there before, which
+for Python's default ends the process. Where `jax.distributed` runs, its runtime has a handler of
+its own and agrees with all processes on one step; a handler of ours would swallow the signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Preemption"]
+
+
+class Preemption:
+    """Listens for the notice from `start` to `stop`.
+
+    Args:
+        grace: seconds between the notice and the end of the process.
+        noticed: called once, within the signal handler.
+    """
+
+    def __init__(self, grace: float, noticed: Callable[[], None]) -> None:
+        self.notice = False
+        """Whether the notice has come."""
+        self.distributed = False
+        """Whether `reached` has to be asked at every step, in all processes."""
+        self._grace = grace
+        self._noticed = noticed
+        self._deadline = 0.0
+        self._previous: Any = None
+        self._timer: threading.Timer | None = None
+        self._pid = os.getpid()
+
+    def start(self) -> None:
+        """Begin to listen, where that is possible.
+
+        It is on the main thread of a process whose handler for SIGTERM Python knows.
+        """
+        jax = sys.modules.get("jax")
+        self.distributed = bool(jax and jax.distributed.is_initialized())
+        if self.distributed or threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) is not None:
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def stop(self) -> None:
+        """Put back the handler that was there."""
+        if self._timer:
+            self._timer.cancel()
+        if self._previous is not None and signal.getsignal(signal.SIGTERM) == self._on_signal:
+            signal.signal(signal.SIGTERM, self._previous)
+        self._previous = None
+
+    def reached(self, step: int) -> bool:
+        """Ask the runtime whether `step` is the one at which all processes save and stop."""
+        from jax.experimental import multihost_utils
+
+        if not self.notice and multihost_utils.reached_preemption_sync_point(step):
+            self._note()
+        return self.notice
+
+    def left(self) -> float:
+        """Return how many seconds of the grace time are left; infinite without a notice."""
+        return self._deadline - time.monotonic() if self.notice else float("inf")
+
+    def _note(self) -> None:
+        self.notice = True
+        self._deadline = time.monotonic() + self._grace
+        self._noticed()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        previous = self._previous
+        if self.notice or os.getpid() != self._pid:  # a forked child is not told, but ended
+            self.stop()
+            os.kill(os.getpid(), number)
+            return
+        self._note()
+        # A signal may only be handled on the main thread, so the timer sends the second one.
+        self._timer = threading.Timer(self._grace, os.kill, (os.getpid(), number))
+        self._timer.daemon = True
+        self._timer.start()
+        if callable(previous):
+            previous(number, frame)

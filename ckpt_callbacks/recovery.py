@@ -1,0 +1,223 @@
+"""What is done when a run directory is opened, before the first step.
+
+First what an earlier process began is finished, whatever the point where it stopped; then the
+checkpoint to go on from is chosen and checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from ckpt_callbacks import orbax_io
+from ckpt_callbacks.errors import (
+    CheckpointNotFound,
+    ConfigError,
+    CorruptCheckpoint,
+    UsageError,
+)
+from ckpt_callbacks.failpoints import hit
+from ckpt_callbacks.ledger import Ledger
+from ckpt_callbacks.manifest import seal, verify
+from ckpt_callbacks.record import Record
+from ckpt_callbacks.stores import RunInfo, Store, redact
+
+__all__ = ["Resume", "choose", "copy_from", "recover"]
+
+logger = logging.getLogger("ckpt_callbacks")
+
+Resume = int | Literal["last", "best"] | None
+"""The checkpoint to go on from: a step, the newest complete one, the best, or none."""
+Repair = Callable[[Record, Path], bool]
+"""Fills a folder with a checkpoint from elsewhere; returns whether it could."""
+
+
+def recover(ledger: Ledger) -> bool:
+    """Finish what an earlier process began, whatever the point where it stopped.
+
+    Returns whether somebody removed checkpoints, and with them the end of the run.
+    """
+    directory = ledger.directory
+    for step, record in ledger.records().items():
+        committed = directory.is_committed(step)
+        if record.state == "saving" and record.logged and committed:
+            ledger.completed(step, seal(directory.path(step)))
+        elif record.state == "saving":
+            directory.remove_uncommitted(step)
+            directory.to_trash(step)
+            ledger.failed(step)
+        elif record.state == "evicting":
+            directory.to_trash(step)
+            ledger.evicted(step, "its eviction was completed after a kill")
+        elif record.state == "complete" and not committed and directory.is_fetched(step):
+            directory.fetched(step).rename(directory.path(step))  # what `_ensure_whole` began
+        elif record.state == "complete" and not committed:
+            ledger.lost(step)
+            logger.warning("step %d was removed from %s by somebody else", step, directory.root)
+    _adopt(ledger)
+    try:
+        directory.empty_trash()
+    except OSError:
+        logger.exception("%s can not be emptied", directory.trash)
+    complete = [s for s, r in ledger.records().items() if r.state == "complete"]
+    newest = ledger.newest()
+    return bool(complete) and (newest is None or newest.step < max(complete))
+
+
+def _adopt(ledger: Ledger) -> None:
+    """Take in checkpoints of this run whose record is gone.
+
+    Raises:
+        ConfigError: there are checkpoints that this run did not save.
+    """
+    directory = ledger.directory
+    names = [p.name for p in directory.root.iterdir() if p.name.isdecimal()]
+    unknown = sorted(int(name) for name in names if ledger.record(int(name)) is None)
+    foreign: list[int] = []
+    for step in filter(directory.is_committed, unknown):
+        if orbax_io.metadata(directory.path(step)).get("run") == ledger.run_id:
+            ledger.adopt(step, seal(directory.path(step)))
+        else:
+            foreign.append(step)
+    if foreign:
+        raise ConfigError(
+            f"{directory.root} holds checkpoints that were not saved by ckpt_callbacks "
+            f"(steps {', '.join(map(str, foreign))}): choose another directory"
+        )
+
+
+def choose(
+    ledger: Ledger, resume: Resume, discard_newer: bool, repair: Repair
+) -> tuple[Record | None, bool]:
+    """Return the checkpoint to go on from, and whether the run went back to it.
+
+    Its files are checked; a damaged one is repaired from another true copy. Without such a copy
+    `last` goes back to the newest older one that is whole, and says so.
+
+    Raises:
+        CheckpointNotFound: there is no such step.
+        CorruptCheckpoint: the step that was named is damaged everywhere.
+        UsageError: it is older than the newest, and `discard_newer` is not given.
+    """
+    newest = ledger.newest()
+    if newest is None:
+        if isinstance(resume, int):
+            raise CheckpointNotFound(
+                f"{ledger.directory.root} holds no checkpoint, so a run can not go on from step "
+                f"{resume}"
+            )
+        return None, False
+    if resume == "last":
+        return _newest_whole(ledger, repair)
+    chosen = _named(ledger, resume)
+    step = chosen.step if chosen else -1
+    if newer := [s for s in ledger.steps() if s > step]:
+        if not discard_newer:
+            raise UsageError(_choices(ledger, step, newer))
+        if chosen:
+            _ensure_whole(ledger, chosen, repair)
+        where = f"step {step}" if chosen else "the start"
+        logger.warning("going back to %s: steps %s go", where, ", ".join(map(str, newer)))
+        ledger.discard(newer, f"discarded: the run went back to {where}")
+        return chosen, True
+    if chosen:
+        _ensure_whole(ledger, chosen, repair)
+    return chosen, False
+
+
+def _named(ledger: Ledger, resume: Resume) -> Record | None:
+    if resume is None:
+        return None
+    step = ledger.decision().aliases.get("best") if resume == "best" else resume
+    there = ledger.steps()
+    if step not in there:
+        raise CheckpointNotFound(
+            f"{ledger.directory.root} has no checkpoint {resume!r} to go on from; it has steps "
+            f"{', '.join(map(str, there))}"
+        )
+    return ledger.record(step)
+
+
+def _choices(ledger: Ledger, step: int, newer: list[int]) -> str:
+    root = ledger.directory.root
+    what = f"go on from step {step}" if step >= 0 else "start over"
+    return (
+        f"a run in {root} can not {what}: it holds newer checkpoints (steps "
+        f"{', '.join(map(str, newer))}). Go on from the newest with resume='last', or give "
+        "discard_newer=True once to remove the newer ones everywhere, or choose a new directory"
+        + (f" and start from cc.restore({str(root)!r}, like=state, which={step})" * (step >= 0))
+    )
+
+
+def _newest_whole(ledger: Ledger, repair: Repair) -> tuple[Record | None, bool]:
+    damaged: dict[int, CorruptCheckpoint] = {}
+    for step in reversed(ledger.steps()):
+        record = ledger.record(step)
+        assert record  # noqa: S101  # for the type checker: it is one of the ledger's steps
+        try:
+            _ensure_whole(ledger, record, repair)
+        except CorruptCheckpoint as error:
+            damaged[step] = error
+            continue
+        _set_aside(ledger, damaged, f"the run goes on from step {step}")
+        return record, bool(damaged)
+    _set_aside(ledger, damaged, "the run starts over")
+    return None, True
+
+
+def _set_aside(ledger: Ledger, damaged: dict[int, CorruptCheckpoint], then: str) -> None:
+    """Take damaged checkpoints out of the run; their files stay for a person to look at."""
+    ledger.discard(damaged.keys(), "discarded: its files are damaged")
+    for step, error in damaged.items():
+        where = ledger.directory.set_aside(ledger.directory.path(step))
+        logger.error("%s. It is moved to %s, and %s", error, where, then)
+        ledger.evicted(step, f"damaged: {error}")
+
+
+def _ensure_whole(ledger: Ledger, record: Record, repair: Repair) -> None:
+    """Check every file of a checkpoint, and replace it if it is damaged and there is a copy.
+
+    Raises:
+        CorruptCheckpoint: it is damaged, and no true copy is to be had.
+    """
+    directory = ledger.directory
+    path = directory.path(record.step)
+    try:
+        verify(path, record.files)
+    except CorruptCheckpoint as error:
+        new = directory.fetched(record.step)
+        if not repair(record, new):
+            raise
+        logger.error("%s. It is repaired from another copy", error)
+        seal(new)
+        hit("copy-fetched")
+        directory.set_aside(path)
+        hit("damage-set-aside")
+        new.rename(path)
+
+
+def copy_from(stores: Iterable[tuple[Store, RunInfo]], record: Record, into: Path) -> bool:
+    """Fetch a checkpoint from the first store with a true copy of it; return whether one has.
+
+    A copy that shares its bytes with the directory is none: the same damage is in both.
+    """
+    for store, info in stores:
+        copy = record.copies.get(store.name)
+        if copy is None or copy.shared or copy.state != "confirmed":
+            continue
+        shutil.rmtree(into, ignore_errors=True)
+        into.mkdir(parents=True)
+        try:
+            store.open(replace(info, reading=True))
+            store.get(record.step, into)
+            verify(into, record.files)
+        except Exception as error:
+            text = redact(f"{type(error).__name__}: {error}")
+            logger.warning("%s: could not fetch step %d: %s", store.title, record.step, text)
+        else:
+            return True
+    return False
