@@ -49,7 +49,8 @@ from ckpt_callbacks.events import (
 )
 from ckpt_callbacks.hookspecs import hookimpl
 from ckpt_callbacks.policy import Candidate, Custom, KeepPolicy, SaveContext, SavePolicy
-from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints
+from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
+from ckpt_callbacks.requests import pin, report_metrics, unpin
 from ckpt_callbacks.restore import restore
 from ckpt_callbacks.retention import BestN, LatestN
 from ckpt_callbacks.run import Run
@@ -61,6 +62,7 @@ from ckpt_callbacks.schedule import (
     OnEval,
     OnImprovement,
 )
+from ckpt_callbacks.verification import Problem, verify
 
 __all__ = [
     "AtEnd",
@@ -90,6 +92,7 @@ __all__ = [
     "OnEval",
     "OnImprovement",
     "OrbaxCheckpoint",
+    "Problem",
     "Promoted",
     "RecordError",
     "Run",
@@ -105,6 +108,11 @@ __all__ = [
     "Summary",
     "UsageError",
     "checkpoints",
+    "find",
     "hookimpl",
+    "pin",
+    "report_metrics",
     "restore",
+    "unpin",
+    "verify",
 ]

@@ -9,6 +9,8 @@ import click
 
 from ckpt_callbacks.errors import CkptCallbacksError
 from ckpt_callbacks.report import summarize, why
+from ckpt_callbacks.requests import pin, unpin
+from ckpt_callbacks.verification import verify
 
 __all__ = ["main"]
 
@@ -37,6 +39,45 @@ def ls(directory: Path) -> None:
 def why_command(directory: Path, step: int) -> None:
     """Say why STEP is kept in DIRECTORY, or was evicted from it."""
     _print(why, directory, step)
+
+
+@main.command(name="verify")
+@_directory
+def verify_command(directory: Path) -> None:
+    """Check every file in DIRECTORY against its record; exit with 1 if one is damaged."""
+    try:
+        problems = verify(directory)
+    except CkptCallbacksError as error:
+        raise click.ClickException(str(error)) from error
+    for problem in problems:
+        click.echo(problem.text)
+    if problems:
+        raise SystemExit(1)
+    click.echo("all files are as recorded")
+
+
+@main.command(name="pin")
+@_directory
+@click.argument("step", type=int)
+def pin_command(directory: Path, step: int) -> None:
+    """Keep STEP in DIRECTORY, and everywhere else, whatever the policy says."""
+    _ask(pin, directory, step)
+
+
+@main.command(name="unpin")
+@_directory
+@click.argument("step", type=int)
+def unpin_command(directory: Path, step: int) -> None:
+    """Leave STEP in DIRECTORY to the policy again."""
+    _ask(unpin, directory, step)
+
+
+def _ask(function: Callable[[Path, int], bool], directory: Path, step: int) -> None:
+    try:
+        if not function(directory, step):
+            click.echo("the run that owns the directory has not answered; it will do it later")
+    except CkptCallbacksError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _print(function: Callable[..., object], *arguments: object) -> None:

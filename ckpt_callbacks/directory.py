@@ -24,8 +24,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ckpt_callbacks.errors import ConfigError, DirectoryLocked, NewerFormat, RecordError
 from ckpt_callbacks.failpoints import hit
@@ -95,13 +96,30 @@ class RunDirectory:
 
     # Ownership
 
-    def acquire(self) -> None:
+    def acquire(self, *, brief: bool = False, patience: float = 90.0) -> None:
         """Create the directory if need be and become its owner.
+
+        Args:
+            brief: for a moment only, to apply a request.
+            patience: seconds to wait for an owner that has it for a moment only.
 
         Raises:
             ConfigError: it cannot be written.
             DirectoryLocked: another process, or another run in this one, owns it.
         """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                self._acquire(brief)
+            except DirectoryLocked:
+                # Of two brief ones the second sees to its own waiting.
+                if brief or not self._read_owner().get("brief") or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def _acquire(self, brief: bool) -> None:
         try:
             for folder in (self.records, self.trash, self.inbox):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +148,7 @@ class RunDirectory:
                 raise
             _owned[real] = lock
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        me |= {"brief": brief}
         try:
             replace_text(self.meta / "owner.json", json.dumps(me))
         except BaseException:
@@ -144,11 +163,17 @@ class RunDirectory:
 
     def _owner(self) -> str:
         try:
-            owner = json.loads((self.meta / "owner.json").read_text())
+            owner = self._read_owner()
             since = time.strftime("%F %T", time.localtime(owner["since"]))
             return f"process {owner['pid']} on {owner['host']} (since {since})"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             return "another process"
+
+    def _read_owner(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.meta / "owner.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     # Records
 
@@ -159,17 +184,37 @@ class RunDirectory:
             return run_from_json(path.read_text(encoding="utf-8"), str(path))
         except FileNotFoundError:
             return None
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{path} is damaged: {error}") from error
 
     def write_run(self, run: RunFile) -> None:
         """Replace `run.json`."""
         replace_text(self.meta / "run.json", run_to_json(run))
 
-    def read_records(self, *, quarantine: bool = False) -> dict[int, Record]:
+    def read_record(self, step: int) -> Record | None:
+        """Return the record of a step, or `None` if it has none.
+
+        Raises:
+            RecordError: it is damaged, or of a newer format.
+        """
+        path = self.records / f"{step}.json"
+        try:
+            record = record_from_json(path.read_text(encoding="utf-8"), str(path))
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{path} is damaged: {error}") from error
+        if record.step != step:
+            raise RecordError(f"{path} is the record of step {record.step}")
+        return record
+
+    def read_records(
+        self, on_damage: Callable[[Path, RecordError], None] | None = None
+    ) -> dict[int, Record]:
         """Return all records by step, in order.
 
         Args:
-            quarantine: for the owner: move damaged ones out of the way, so that they are made
-                again from what is on disk.
+            on_damage: told of damaged ones, which are then left out, instead of an error.
 
         Raises:
             RecordError: one is damaged, or not the one its name says.
@@ -179,23 +224,19 @@ class RunDirectory:
         bad: dict[Path, RecordError] = {}
         for path in self.records.glob("[0-9]*.json"):
             try:
-                text = path.read_text(encoding="utf-8")
-            except FileNotFoundError:
-                continue  # its owner removed it just now
-            try:
-                record = record_from_json(text, str(path))
-                if path.stem != str(record.step):
-                    raise RecordError(f"{path} is the record of step {record.step}")
+                record = self.read_record(int(path.stem)) if path.stem.isdecimal() else None
             except NewerFormat:
                 raise
             except RecordError as error:
-                if not quarantine:
+                if on_damage is None:
                     raise
                 bad[path] = error
             else:
-                records[record.step] = record
+                if record:  # else its owner removed it just now
+                    records[record.step] = record
         for path, problem in bad.items():
-            logger.error("%s; it is moved to %s", problem, self.set_aside(path))
+            if on_damage:
+                on_damage(path, problem)
         return dict(sorted(records.items()))
 
     def write_record(self, record: Record) -> None:

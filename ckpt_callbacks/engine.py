@@ -31,6 +31,18 @@ logger = logging.getLogger("ckpt_callbacks")
 class Engine:
     """Owns the directory, its ledger, the saver, and one worker a store.
 
+    Args:
+        directory: where the checkpoints are.
+        keep: what to keep.
+        stores: where they are mirrored to.
+        config: hyper-parameters for the trackers.
+        hooks: get the events.
+        resume: the checkpoint to go on from.
+        discard_newer: whether those after it go.
+        training: whether a loop follows; if not, what is there is only brought in order.
+        failed: gets the error of every save that fails.
+        clock: the clocks.
+
     Raises:
         ConfigError: the directory cannot be written, or holds foreign checkpoints.
         DirectoryLocked: somebody else owns it.
@@ -48,6 +60,7 @@ class Engine:
         *,
         resume: Resume = "last",
         discard_newer: bool = False,
+        training: bool = True,
         failed: Callable[[Exception], None] = lambda error: None,
         clock: Clock | None = None,
     ) -> None:
@@ -58,7 +71,7 @@ class Engine:
         clock = clock or Clock()
         # Undone in reverse, whatever has happened: threads stop before what they use goes.
         self._exit = ExitStack()
-        directory.acquire()
+        directory.acquire(brief=not training)
         self._exit.callback(directory.release)
         with self._exit:
             policies = {store.name: store.keep for store in stores}
@@ -67,7 +80,9 @@ class Engine:
             rewound = recover(self.ledger)
             infos = [self._info(store, config) for store in stores]
             repair = partial(copy_from, list(zip(stores, infos, strict=True)))
-            self.resumed, back = choose(self.ledger, resume, discard_newer, repair)
+            self.resumed, back = self.ledger.newest(), False
+            if training:
+                self.resumed, back = choose(self.ledger, resume, discard_newer, repair)
             last = self.resumed.step if self.resumed else None
             self._log = log = MetricLog(directory.meta, math.inf if rewound or back else last)
             self._exit.callback(log.close)

@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import CheckpointNotFound, UsageError
+from ckpt_callbacks.errors import CheckpointNotFound, RecordError, UsageError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.plan import Action, Delete, View, evictable, next_action
 from ckpt_callbacks.policy import Candidate, KeepPolicy
@@ -62,7 +63,7 @@ class Ledger:
         self._stores = stores or {}
         self._now = now
         self.mutex = self._mutex = threading.RLock()
-        self._records = directory.read_records(quarantine=True)
+        self._records = directory.read_records(self._quarantine)
         self._leases: dict[int, int] = {}
         self._lost: set[int] = set()
         self._evicted: set[int] = set()
@@ -414,6 +415,10 @@ class Ledger:
         with self._mutex:
             self._closed = True
 
+    def _quarantine(self, path: Path, error: RecordError) -> None:
+        """Move a damaged record out of the way; it is made again from what is on disk."""
+        logger.error("%s; it is moved to %s", error, self.directory.set_aside(path))
+
     def _complete(self) -> list[Record]:
         return [
             r for s, r in self._records.items() if r.state == "complete" and s not in self._lost
@@ -423,13 +428,9 @@ class Ledger:
         return [r for r in self._complete() if not r.discarded]
 
     def _decide(self, records: Collection[Record]) -> Decision:
-        history = list(map(_candidate, records))
-        decision = decide(self.policy, history, self._run.pins)
-        if self._run.change:
-            old = decide(policy_from_json(self._run.change.policy), history).kept
-            until = dict.fromkeys(old, f"until {self.policy} is in force")
-            return replace(decision, kept=dict(sorted({**until, **decision.kept}.items())))
-        return decision
+        change = self._run.change
+        old = policy_from_json(change.policy) if change else None
+        return decide(self.policy, map(_candidate, records), self._run.pins, old)
 
     def _view(self, store: str) -> View:
         copies = {s: r.copies[store] for s, r in self._records.items() if store in r.copies}

@@ -14,7 +14,7 @@ from pathlib import Path
 from ckpt_callbacks.errors import CorruptCheckpoint
 from ckpt_callbacks.record import File
 
-__all__ = ["digest_of", "files_in", "fsync", "link_tree", "seal", "tree_digest", "verify"]
+__all__ = ["damage", "digest_of", "files_in", "fsync", "link_tree", "seal", "tree_digest", "verify"]
 
 _CHUNK = 1 << 20
 
@@ -79,6 +79,14 @@ def verify(root: Path, files: Mapping[str, File], only: Collection[str] | None =
     Raises:
         CorruptCheckpoint: a file is missing or differs; the message names it and both sides.
     """
+    for problem in damage(root, files, only):
+        raise CorruptCheckpoint(problem)
+
+
+def damage(
+    root: Path, files: Mapping[str, File], only: Collection[str] | None = None
+) -> Iterator[str]:
+    """Yield what is wrong with each damaged file; the arguments are those of `verify`."""
     for name, expected in files.items():
         top, _, rest = name.partition("/")
         if only is not None and rest and top not in only:
@@ -89,10 +97,11 @@ def verify(root: Path, files: Mapping[str, File], only: Collection[str] | None =
             if found.size == expected.size:
                 found = File(found.size, digest_of(path))
         except OSError as error:
-            raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
+            yield f"{path} cannot be read: {error.strerror}"
+            continue
         if found != expected:
             what = "size" if found.size != expected.size else "digest"
-            raise CorruptCheckpoint(
+            yield (
                 f"{path} is damaged: its {what} is {getattr(found, what)}, "
                 f"but {getattr(expected, what)} was recorded when it was saved"
             )

@@ -22,6 +22,7 @@ __all__ = [
     "Policy",
     "SaveContext",
     "SavePolicy",
+    "as_keep",
     "as_policy",
     "leaves",
     "positive",
@@ -199,6 +200,20 @@ def as_policy(value: Any) -> Policy:
     if callable(value) and not isinstance(value, type):
         return Custom(value)
     raise ConfigError(f"{value!r} is no policy: give one such as LatestN(2), or a function")
+
+
+def as_keep(owner: str, value: Any) -> KeepPolicy | None:
+    """Return `value` as a keep policy, and `None` as it is.
+
+    Raises:
+        ConfigError: it is no policy that says what to keep; the message begins with `owner`.
+    """
+    if value is None:
+        return None
+    policy = as_policy(value)
+    if wrong := [leaf for leaf in leaves(policy) if not isinstance(leaf, KeepPolicy)]:
+        raise ConfigError(f"{owner}: keep takes a policy such as LatestN(2), not {wrong[0]}")
+    return policy if isinstance(policy, KeepPolicy) else AnyOf((policy,))
 
 
 def positive(owner: str, name: str, value: object) -> None:

@@ -6,20 +6,20 @@ import io
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
-from ckpt_callbacks.policy import Candidate
+from ckpt_callbacks.policy import Candidate, KeepPolicy
 from ckpt_callbacks.record import Record, RunFile
-from ckpt_callbacks.retention import decide, explain, policy_from_json, ranked_metrics
+from ckpt_callbacks.retention import Decision, decide, explain, policy_from_json, ranked_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["CheckpointInfo", "Summary", "checkpoints", "summarize", "why"]
+__all__ = ["CheckpointInfo", "Summary", "checkpoints", "find", "open_run", "summarize", "why"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class CheckpointInfo:
     """`local`, and each store with the state of its copy unless it is confirmed."""
     aliases: list[str]
     bytes: int
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """As given to `on_step`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +90,11 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
         ConfigError: `directory` is no run directory.
         RecordError: a record in it cannot be read.
     """
-    run_directory, run = _open(directory)
+    run_directory = RunDirectory(directory)
+    run = open_run(run_directory)
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
-    history = _history(records)
-    decision = decide(policy, history)
+    decision = _decide(run, policy, _history(records))
     rows: list[CheckpointInfo] = []
     for step, record in records.items():
         where = ["local"] if record.state == "complete" else []
@@ -111,6 +113,7 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
                 where=where,
                 aliases=[name for name, named in decision.aliases.items() if named == step],
                 bytes=record.bytes,
+                metadata=record.metadata,
             )
         )
     return Summary(rows, ranked_metrics(policy), list(hints))
@@ -126,6 +129,25 @@ def checkpoints(directory: str | os.PathLike[str]) -> list[CheckpointInfo]:
     return summarize(directory).rows
 
 
+def find(directory: str | os.PathLike[str], which: int | str = "last") -> CheckpointInfo:
+    """Return one checkpoint in a run directory, reading no array: an alias or a step.
+
+    Raises:
+        ConfigError: `directory` is no run directory.
+        CheckpointNotFound: nothing there answers `which`.
+        RecordError: a record in it cannot be read.
+    """
+    rows = [row for row in checkpoints(directory) if row.reason and row.where[:1] == ["local"]]
+    for row in rows:
+        if which == row.step or which in row.aliases:
+            return row
+    aliases = ", ".join(sorted({a for row in rows for a in row.aliases})) or "no aliases"
+    steps = ", ".join(str(row.step) for row in rows) or "none"
+    raise CheckpointNotFound(
+        f"{directory} has no checkpoint {which!r}; it has {aliases} and steps {steps}"
+    )
+
+
 def why(directory: str | os.PathLike[str], step: int) -> str:
     """Return why a step is kept, was evicted, or is not there.
 
@@ -134,11 +156,12 @@ def why(directory: str | os.PathLike[str], step: int) -> str:
         CheckpointNotFound: the run never saved that step.
         RecordError: a record in it cannot be read.
     """
-    run_directory, run = _open(directory)
+    run_directory = RunDirectory(directory)
+    run = open_run(run_directory)
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
     history = _history(records)
-    decision = decide(policy, history)
+    decision = _decide(run, policy, history)
     if step in decision.kept:
         names = [f" It is {name!r}." for name, named in decision.aliases.items() if named == step]
         return (
@@ -150,21 +173,30 @@ def why(directory: str | os.PathLike[str], step: int) -> str:
         values = ", ".join(f"{k} {v:g}" for k, v in gone[-1].metrics.items()) or "none"
         return f"Step {step} was evicted: {gone[-1].reason}.\nIts metrics were: {values}"
     if step in records:
-        return f"Step {step} is {records[step].state}."
+        return f"Step {step} is {records[step].discarded or records[step].state}."
     steps = ", ".join(map(str, records)) or "none"
     raise CheckpointNotFound(f"{run_directory.root} never had a step {step}; it has {steps}")
 
 
-def _open(directory: str | os.PathLike[str]) -> tuple[RunDirectory, RunFile]:
-    run_directory = RunDirectory(directory)
-    run = run_directory.read_run()
+def open_run(directory: RunDirectory) -> RunFile:
+    """Return what is known of the run in a directory.
+
+    Raises:
+        ConfigError: it is no run directory.
+    """
+    run = directory.read_run()
     if run is None:
-        raise ConfigError(f"{run_directory.root} is no run directory: it has no .ckpt_callbacks")
-    return run_directory, run
+        raise ConfigError(f"{directory.root} is no run directory: it has no .ckpt_callbacks")
+    return run
+
+
+def _decide(run: RunFile, policy: KeepPolicy, history: list[Candidate]) -> Decision:
+    old = policy_from_json(run.change.policy) if run.change else None
+    return decide(policy, history, run.pins, old)
 
 
 def _history(records: Mapping[int, Record]) -> list[Candidate]:
-    complete = [r for r in records.values() if r.state == "complete"]
+    complete = [r for r in records.values() if r.state == "complete" and not r.discarded]
     return [Candidate(r.step, r.metrics, r.time) for r in complete]
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from ckpt_callbacks import orbax_io
 from ckpt_callbacks.adapters import abstract, apply, check_same
+from ckpt_callbacks.catalog import info_of, stores_of
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
-from ckpt_callbacks.manifest import verify
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, CorruptCheckpoint
+from ckpt_callbacks.manifest import verify as check_files
 from ckpt_callbacks.policy import Candidate
-from ckpt_callbacks.record import File
+from ckpt_callbacks.record import File, Record
+from ckpt_callbacks.recovery import copy_from
+from ckpt_callbacks.report import open_run
 from ckpt_callbacks.retention import policy_from_json, promote
+from ckpt_callbacks.stores import Store
 
 __all__ = ["read", "restore"]
 
+logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
 
 
@@ -27,22 +34,30 @@ def restore(
     like: S,
     which: int | str = "last",
     only: str | Collection[str] | None = None,
+    verify: bool = True,
+    stores: Sequence[Store] | None = None,
 ) -> S:
     """Return the state `like` with the values of a checkpoint.
+
+    Training may go on in the directory: an alias whose checkpoint is evicted while it is read is
+    looked up again. A damaged checkpoint is read from a store instead that has a true copy of it.
 
     Args:
         source: a run directory, or the folder of a single checkpoint.
         like: a live state of the same structure. Flax NNX objects in it are changed in place.
-        which: in a run directory, `best`, `last`, or a step.
+        which: in a run directory, an alias such as `best` or `last`, or a step.
         only: items to read, such as `model`; the rest of `like` stays as it is.
+        verify: check every file that is touched against its record before it is read.
+        stores: where to look for another copy; the run's own, made again, if not given.
 
     Files of a run directory are checked against their record; a lone checkpoint has none.
 
     Raises:
         ConfigError: `source` is no checkpoint and no run directory.
-        CheckpointNotFound: nothing there answers `which`.
+        CheckpointNotFound: nothing there answers `which`, or the step that was named was evicted
+            while it was read.
         StateMismatch: `like` has other leaves or shapes.
-        CorruptCheckpoint: a file is damaged; the message names it.
+        CorruptCheckpoint: a file is damaged, and there is no other copy; the message names it.
     """
     root = Path(source).expanduser().absolute()
     names = {only} if isinstance(only, str) else only
@@ -51,9 +66,57 @@ def restore(
     if not (root / ".ckpt_callbacks").is_dir():
         raise ConfigError(f"{root} is neither a run directory nor a checkpoint")
     directory = RunDirectory(root)
-    step = _resolve(directory, which)
-    record = directory.read_records()[step]
-    return read(directory.path(step), like, files=record.files, only=names)
+    while True:
+        record = _resolve(directory, which)
+        try:
+            files = record.files if verify else None
+            state = read(directory.path(record.step), like, files, names)
+        except Exception as error:
+            if not _moved_on(directory, record, which):
+                if not isinstance(error, CorruptCheckpoint):
+                    raise
+                return _from_elsewhere(directory, record, like, names, stores, error)
+        else:
+            if not _moved_on(directory, record, which):
+                return state
+
+
+def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool:
+    """Return whether the checkpoint was evicted, or replaced, since `record` was read.
+
+    Raises:
+        CheckpointNotFound: it was, and it was asked for by its step.
+    """
+    now = _complete(directory).get(record.step)
+    if now is not None and now.files == record.files:
+        return False
+    if which == record.step:
+        raise CheckpointNotFound(f"step {which} of {directory.root} was evicted while it was read")
+    return True
+
+
+def _from_elsewhere(
+    directory: RunDirectory,
+    record: Record,
+    like: S,
+    only: Collection[str] | None,
+    stores: Sequence[Store] | None,
+    error: CorruptCheckpoint,
+) -> S:
+    """Read a damaged checkpoint from a store that has a true copy.
+
+    Raises:
+        CorruptCheckpoint: no store has one.
+    """
+    run = open_run(directory)
+    there = stores_of(run) if stores is None else stores
+    infos = [info_of(directory, run, store.name, reading=True) for store in there]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / str(record.step)
+        if not copy_from(list(zip(there, infos, strict=True)), record, copy):
+            raise error
+        logger.error("%s. It is read from another copy", error)
+        return read(copy, like, only=only)
 
 
 def read(
@@ -74,7 +137,7 @@ def read(
         )
     chosen = [name for name in items if only is None or name in only]
     if files is not None:
-        verify(path, files, only)
+        check_files(path, files, only)
     found = orbax_io.describe(path, chosen)
     wanted = abstract(like, items)
     if only is not None:
@@ -84,14 +147,13 @@ def read(
     return restored
 
 
-def _resolve(directory: RunDirectory, which: int | str) -> int:
-    records = directory.read_records().items()
-    complete = {s: r for s, r in records if r.state == "complete" and directory.is_committed(s)}
+def _resolve(directory: RunDirectory, which: int | str) -> Record:
+    complete = _complete(directory)
     there = ", ".join(map(str, complete)) or "none"
     if isinstance(which, int):
         if which not in complete:
             raise CheckpointNotFound(f"{directory.root} has no step {which}; it has {there}")
-        return which
+        return complete[which]
     run = directory.read_run()
     policy = policy_from_json(run.policy) if run else None
     history = [Candidate(s, r.metrics) for s, r in complete.items()]
@@ -101,4 +163,13 @@ def _resolve(directory: RunDirectory, which: int | str) -> int:
             f"{directory.root} has no checkpoint {which!r}; it has "
             f"{', '.join(aliases) or 'no aliases'} and steps {there}"
         )
-    return aliases[which]
+    return complete[aliases[which]]
+
+
+def _complete(directory: RunDirectory) -> dict[int, Record]:
+    records = directory.read_records().items()
+    return {
+        s: r
+        for s, r in records
+        if r.state == "complete" and not r.discarded and directory.is_committed(s)
+    }

@@ -158,11 +158,16 @@ class Decision:
     aliases: Mapping[str, int]
 
 
-def decide(policy: Policy, history: Iterable[Candidate], pins: Collection[int] = ()) -> Decision:
+def decide(
+    policy: Policy,
+    history: Iterable[Candidate],
+    pins: Collection[int] = (),
+    old: Policy | None = None,
+) -> Decision:
     """Decide over the complete checkpoints of a run.
 
     The newest one is kept under every policy (reason `newest`, when it has no other), and so are
-    those that are pinned.
+    those that are pinned, and what an `old` policy keeps that is about to be replaced.
     """
     ordered = sorted(history, key=lambda c: c.step)
     kept: dict[int, str] = {}
@@ -176,6 +181,8 @@ def decide(policy: Policy, history: Iterable[Candidate], pins: Collection[int] =
         kept[step] = f"{kept[step]}, pinned" if step in kept else "pinned"
     if ordered:
         kept.setdefault(ordered[-1].step, "newest")
+    for step in decide(old, ordered).kept if old else ():
+        kept.setdefault(step, f"until {policy} is in force")
     return Decision(dict(sorted(kept.items())), promote(policy, ordered))
 
 

@@ -27,7 +27,7 @@ def test_importing_is_cheap_and_brings_no_heavy_library() -> None:
         subprocess.run(
             [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
         ).stdout.splitlines()
-        for _ in range(3)  # the first may have to compile
+        for _ in range(6)  # the first may have to compile, and the machine be busy
     ]
     cpu = min(float(run[0].split()[0]) for run in runs)
     memory = min(int(run[0].split()[1]) for run in runs)

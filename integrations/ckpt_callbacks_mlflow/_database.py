@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-__all__ = ["create_database"]
+__all__ = ["absolute", "create_database"]
 
 _PREFIX = "sqlite:///"
 
@@ -34,3 +34,13 @@ def create_database(uri: str, key: str) -> None:
     with contextlib.suppress(FileExistsError):  # another run was faster
         path.hardlink_to(new)
     new.unlink()
+
+
+def absolute(uri: str | None) -> str | None:
+    """Return a URI that means the same from any working directory."""
+    if uri and uri.startswith(_PREFIX):
+        path, mark, query = uri.removeprefix(_PREFIX).partition("?")
+        return f"{_PREFIX}{Path(path).absolute()}{mark}{query}"
+    if uri and ":" not in uri:
+        return str(Path(uri).absolute())
+    return uri

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.manifest import link_tree
+from ckpt_callbacks.policy import KeepPolicy, as_keep
+from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import (
     Checkpoint,
     Copy,
@@ -20,7 +22,7 @@ from ckpt_callbacks.stores import (
     Tracker,
     redact,
 )
-from ckpt_callbacks_mlflow._database import create_database
+from ckpt_callbacks_mlflow._database import absolute, create_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,10 +57,12 @@ class MLflowTracker(Tracker):
         tracking_uri: as for `mlflow.set_tracking_uri`; MLflow's own default if not given.
         artifact_location: where a new experiment keeps its files; MLflow's default if not given.
         run_name: name of the run; that of the run directory if not given.
+        keep: of the checkpoints that are kept, hold only those that this policy keeps, such as
+            `BestN(1, "val_accuracy", mode="max", pending=0)`; all if not given.
 
     Raises:
         MissingExtra: mlflow is not installed.
-        ConfigError: a name is empty.
+        ConfigError: a name is empty, or `keep` is no policy.
     """
 
     name = "mlflow"
@@ -73,12 +77,14 @@ class MLflowTracker(Tracker):
         tracking_uri: str | None = None,
         artifact_location: str | None = None,
         run_name: str | None = None,
+        keep: KeepPolicy | None = None,
     ) -> None:
         require("mlflow", extra="mlflow", who="MLflowTracker")
         names = {"experiment": experiment, "register_as": register_as}
         for option, name in names.items():
             if (not isinstance(name, str) or not name) and (option, name) != ("register_as", None):
                 raise ConfigError(f"MLflowTracker: {option} must be a name, not {name!r}")
+        self.keep = as_keep("MLflowTracker", keep)
         self._experiment = experiment
         self._register_as = register_as
         self._tracking_uri = tracking_uri
@@ -87,6 +93,18 @@ class MLflowTracker(Tracker):
         self._client: MlflowClient
         self._run_id = self._experiment_id = self._key = ""
 
+    def settings(self) -> Mapping[str, Any]:
+        uri = absolute(self._tracking_uri)
+        return {
+            "experiment": self._experiment,
+            "register_as": self._register_as,
+            # One with a password is left to the environment of the other process.
+            "tracking_uri": uri if uri is None or redact(uri) == uri else None,
+            "artifact_location": absolute(self._artifact_location),
+            "run_name": self._run_name,
+            "keep": self.keep and policy_to_json(self.keep),
+        }
+
     def open(self, run: RunInfo) -> Mapping[str, str]:
         # Here and not above: it takes seconds, and this is the worker's thread.
         load("mlflow")
@@ -94,9 +112,14 @@ class MLflowTracker(Tracker):
         from mlflow.tracking import get_tracking_uri
 
         self._tracking_uri = self._tracking_uri or get_tracking_uri()
+        self._key = run.run_id
+        if run.reading:
+            self._client = MlflowClient(self._tracking_uri)
+            self._run_id = run.remembered["run_id"]
+            self._experiment_id = str(self._client.get_run(self._run_id).info.experiment_id)
+            return run.remembered
         create_database(self._tracking_uri, run.run_id)
         self._client = client = MlflowClient(self._tracking_uri)
-        self._key = run.run_id
         self._experiment_id = self._find_or_create_experiment()
         found = self._existing(run.remembered.get("run_id")) or self._find_run()
         if found:

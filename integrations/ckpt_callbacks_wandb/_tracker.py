@@ -9,12 +9,14 @@ import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_callbacks.directory import replace_text
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.manifest import files_in, link_tree
+from ckpt_callbacks.policy import KeepPolicy, as_keep
+from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
 from ckpt_callbacks_wandb._log import Artifact, Log, Row, logs_of
 
@@ -45,10 +47,12 @@ class WandbTracker(Tracker):
         artifact: name of the artifact; that of the run directory if not given.
         run_name: name of the run; that of the run directory if not given.
         dir: where W&B keeps its files; W&B's default (`WANDB_DIR`, or `./wandb`) if not given.
+        keep: of the checkpoints that are kept, hold only those that this policy keeps, such as
+            `BestN(1, "val_accuracy", mode="max", pending=0)`; all if not given.
 
     Raises:
         MissingExtra: wandb is not installed.
-        ConfigError: a name or the mode is not one that W&B takes.
+        ConfigError: a name or the mode is not one that W&B takes, or `keep` is no policy.
     """
 
     name = "wandb"
@@ -64,6 +68,7 @@ class WandbTracker(Tracker):
         artifact: str | None = None,
         run_name: str | None = None,
         dir: str | os.PathLike[str] | None = None,
+        keep: KeepPolicy | None = None,
     ) -> None:
         require("wandb", extra="wandb", who="WandbTracker")
         if not project:
@@ -74,6 +79,7 @@ class WandbTracker(Tracker):
             raise ConfigError(
                 f"WandbTracker: artifact {artifact!r} must be letters, digits, '_', '-' and '.'"
             )
+        self.keep = as_keep("WandbTracker", keep)
         self._project = project
         self._entity = entity
         self._artifact = artifact
@@ -86,12 +92,24 @@ class WandbTracker(Tracker):
         self._log_file: Log
         self._logged: set[tuple[int, str]] = set()
 
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            "project": self._project,
+            "entity": self._entity,
+            "artifact": self._artifact,
+            "run_name": self._run_name,
+            "dir": str(self._folder.parent),
+            "keep": self.keep and policy_to_json(self.keep),
+        }
+
     def open(self, run: RunInfo) -> Mapping[str, str]:
+        self._held = run.scratch
+        if run.reading:
+            return run.remembered
         # Here and not above: it takes a second, and this is the worker's thread.
         load("wandb")
         import wandb
 
-        self._held = run.scratch
         self._name = self._artifact or re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)[:128]
         self._run_id = run_id = run.run_id
         if self._dir:

@@ -1,0 +1,58 @@
+"""The stores of a run, made again by a process that has only its directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.policy import leaves
+from ckpt_callbacks.record import RunFile
+from ckpt_callbacks.retention import Opaque, policy_from_json
+from ckpt_callbacks.stores import RunInfo, Store
+
+__all__ = ["GROUP", "info_of", "stores_of"]
+
+logger = logging.getLogger("ckpt_callbacks")
+
+GROUP = "ckpt_callbacks.stores"
+"""Entry points of stores: each is a factory, and its name is that of the store."""
+
+
+def stores_of(run: RunFile) -> list[Store]:
+    """Return the stores that `run` was mirrored to, as far as they can be made here."""
+    stores: list[Store] = []
+    for name in run.stores:
+        try:
+            stores.append(_make(name, run.settings[name]))
+        except Exception as error:  # whatever a factory of somebody else raises
+            text = f"{type(error).__name__}: {error}"
+            logger.warning("the store %r is left out, since it can not be made: %s", name, text)
+    return stores
+
+
+def info_of(directory: RunDirectory, run: RunFile, store: str, *, reading: bool) -> RunInfo:
+    """Return what a store of `run` is opened with."""
+    return RunInfo(
+        run_id=run.run_id,
+        name=directory.root.name,
+        config={},
+        scratch=directory.meta / "stores" / store,
+        remembered=run.stores.get(store, {}),
+        reading=reading,
+    )
+
+
+def _make(name: str, settings: Mapping[str, Any]) -> Store:
+    (found,) = entry_points(group=GROUP, name=name)
+    arguments = dict(settings)
+    if keep := arguments.get("keep"):
+        arguments["keep"] = policy = policy_from_json(keep)
+        if any(isinstance(leaf, Opaque) for leaf in leaves(policy)):
+            raise ValueError(f"its policy {policy} is a function, of which only the text is kept")
+    store = found.load()(**arguments)
+    if not isinstance(store, Store):
+        raise TypeError(f"its factory returned {store!r}")
+    return store

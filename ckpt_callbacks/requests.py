@@ -1,0 +1,131 @@
+"""What a process that does not own a run directory may change: an evaluator, or a person.
+
+Each function leaves a request. The owner applies it within a second; where nobody owns the
+directory, the caller becomes the owner for a moment and does all that follows, in every store.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckpt_callbacks.catalog import stores_of
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.engine import Engine
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, DirectoryLocked
+from ckpt_callbacks.hooks import Hooks
+from ckpt_callbacks.inbox import Measured, Pinned, Request, submit
+from ckpt_callbacks.metrics import host_floats
+from ckpt_callbacks.report import checkpoints, open_run
+from ckpt_callbacks.retention import policy_from_json
+from ckpt_callbacks.stores import Store
+
+__all__ = ["pin", "report_metrics", "unpin"]
+
+_POLL = 0.05
+"""Seconds between two looks at whether the owner has applied a request."""
+
+
+def report_metrics(
+    directory: str | os.PathLike[str],
+    step: int,
+    metrics: Mapping[str, Any],
+    *,
+    stores: Sequence[Store] | None = None,
+    timeout: float = 60.0,
+) -> bool:
+    """Tell how good the checkpoint of `step` is, from a process of its own.
+
+    The checkpoints are ranked again: aliases move, and what lost its place goes.
+
+    Args:
+        directory: the run directory; training may be going on in it, or be over.
+        step: the step that was measured.
+        metrics: numbers.
+        stores: the run's trackers, needed only where nobody owns the directory; those that the
+            run used are made again if it is not given.
+        timeout: seconds to wait for the owner, or for the stores.
+
+    Returns:
+        Whether it was applied in time. If not, it is applied later.
+
+    Raises:
+        ConfigError: it is no run directory, or a metric is no number.
+    """
+    values, problems = host_floats(metrics)
+    if problems:
+        raise ConfigError(f"report_metrics: {'; '.join(problems.values())}")
+    return _ask(RunDirectory(directory), Measured(step, values), stores, timeout)
+
+
+def pin(
+    directory: str | os.PathLike[str],
+    step: int,
+    *,
+    stores: Sequence[Store] | None = None,
+    timeout: float = 60.0,
+) -> bool:
+    """Keep the checkpoint of `step` whatever the policy says, in every store.
+
+    The arguments and the result are those of `report_metrics`.
+
+    Raises:
+        ConfigError: it is no run directory.
+        CheckpointNotFound: it holds no such step.
+    """
+    there = [c.step for c in checkpoints(directory)]
+    if step not in there:
+        steps = ", ".join(map(str, there)) or "none"
+        raise CheckpointNotFound(f"{directory} has no step {step} to pin; it has {steps}")
+    return _ask(RunDirectory(directory), Pinned(step, pinned=True), stores, timeout)
+
+
+def unpin(
+    directory: str | os.PathLike[str],
+    step: int,
+    *,
+    stores: Sequence[Store] | None = None,
+    timeout: float = 60.0,
+) -> bool:
+    """Leave the checkpoint of `step` to the policy again.
+
+    The arguments and the result are those of `report_metrics`.
+
+    Raises:
+        ConfigError: it is no run directory.
+    """
+    return _ask(RunDirectory(directory), Pinned(step, pinned=False), stores, timeout)
+
+
+def _ask(
+    directory: RunDirectory, request: Request, stores: Sequence[Store] | None, timeout: float
+) -> bool:
+    open_run(directory)  # before anything is written
+    path = submit(directory, request)
+    deadline = time.monotonic() + timeout
+    while path.exists():
+        try:
+            _act_as_owner(directory, stores, max(0.0, deadline - time.monotonic()))
+        except DirectoryLocked:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL)
+    return True
+
+
+def _act_as_owner(
+    directory: RunDirectory, stores: Sequence[Store] | None, drain_limit: float
+) -> None:
+    run = open_run(directory)
+    engine = Engine(
+        directory,
+        policy_from_json(run.policy),
+        stores_of(run) if stores is None else stores,
+        {},
+        Hooks([]),
+        training=False,
+    )
+    # As the loop left it, or else it was killed: nobody is in it now.
+    engine.close(run.status if run.status != "running" else "killed", drain_limit)
