@@ -19,7 +19,7 @@ from typing import Any
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError, UsageError
 from ckpt_callbacks.manifest import tree_digest
-from ckpt_callbacks.plan import Action, Delete, View, evictable, next_action
+from ckpt_callbacks.plan import Action, Delete, View, evictable, next_action, plan
 from ckpt_callbacks.policy import Candidate, KeepPolicy
 from ckpt_callbacks.record import Change, Copy, File, Gone, Record, RunFile
 from ckpt_callbacks.retention import (
@@ -36,6 +36,8 @@ from ckpt_callbacks.stores import Checkpoint, Listing
 __all__ = ["Ledger"]
 
 logger = logging.getLogger("ckpt_callbacks")
+
+_Situation = tuple[KeepPolicy, list[Candidate], Decision, View, set[int]]
 
 
 class Ledger:
@@ -144,7 +146,7 @@ class Ledger:
             decision = self.decision()
             if lost := self._lost & self._view(store).held:
                 decision = self._decide([*self._readable(), *(self._records[s] for s in lost)])
-            return self._next(store, decision)
+            return next_action(*self._situation(store, decision))
 
     def would_keep(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Return whether the policy has a place for a step that is not saved yet."""
@@ -437,11 +439,12 @@ class Ledger:
         held = frozenset(s for s, c in copies.items() if c.state != "pending")
         return View(held, self._run.aliases.get(store, {}), frozenset(copies) - held)
 
-    def _next(self, store: str, decision: Decision) -> Action | None:
+    def _situation(self, store: str, decision: Decision) -> _Situation:
+        """Return what the plan of a store depends on."""
         history = [_candidate(r) for r in self._records.values()]
         own = narrow(decision, self.policy, self._stores.get(store), history, self._run.pins)
         readable = {r.step for r in self._readable()}
-        return next_action(self.policy, history, own, self._view(store), readable)
+        return self.policy, history, own, self._view(store), readable
 
     def _begin_change(self, spec: list[dict[str, Any]]) -> Change | None:
         """Return the change of policy under way: it waits until the first decision is whole."""
@@ -459,7 +462,8 @@ class Ledger:
         if self._closed or all(r.step <= change.since for r in readable):
             return False
         new = decide(self.policy, map(_candidate, readable), self._run.pins)
-        return all(isinstance(self._next(s, new), Delete | None) for s in self._stores)
+        plans = [plan(*self._situation(store, new)) for store in self._stores]
+        return all(isinstance(action, Delete) for actions in plans for action in actions)
 
     def _check_open(self) -> None:
         if self._closed:  # a worker that outlived the drain limit

@@ -1,6 +1,6 @@
-"""For the tests of plugins: a store in memory, a recorder of events, and the contract of stores.
+"""For the tests of plugins: a store in memory, a recorder of events, and the contracts of stores.
 
-A third party's store is tested by subclassing `StoreContract`::
+A third party's store is tested by subclassing `StoreContract`, a tracker by `TrackerContract`::
 
     from ckpt_callbacks.testing import StoreContract
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.events import (
@@ -35,9 +36,11 @@ from ckpt_callbacks.events import (
 )
 from ckpt_callbacks.hookspecs import hookimpl
 from ckpt_callbacks.manifest import seal, tree_digest
-from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
+from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Store, Tracker
 
-__all__ = ["MemoryStore", "Recorder", "StoreContract", "make_checkpoint"]
+__all__ = ["MemoryStore", "Recorder", "StoreContract", "TrackerContract", "make_checkpoint"]
+
+S = TypeVar("S", bound=Store)
 
 
 class Recorder:
@@ -189,7 +192,7 @@ class StoreContract:
     `make_store()` returns a new object for the same service each time, as a restart does.
     """
 
-    def _open(self, make_store: Callable[[], Tracker], scratch: Path) -> Tracker:
+    def _open(self, make_store: Callable[[], S], scratch: Path) -> S:
         store = make_store()
         (scratch / "scratch").mkdir(exist_ok=True)
         remembered = scratch / "remembered"
@@ -200,7 +203,7 @@ class StoreContract:
         remembered.write_text("".join(f"{k}\t{v}\n" for k, v in refs.items()))
         return store
 
-    def _bytes(self, store: Tracker, step: int, into: Path) -> dict[str, bytes]:
+    def _bytes(self, store: Store, step: int, into: Path) -> dict[str, bytes]:
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir()
         store.get(step, into)
@@ -208,9 +211,7 @@ class StoreContract:
             p.relative_to(into).as_posix(): p.read_bytes() for p in into.rglob("*") if p.is_file()
         }
 
-    def test_gives_back_what_was_put(
-        self, make_store: Callable[[], Tracker], tmp_path: Path
-    ) -> None:
+    def test_gives_back_what_was_put(self, make_store: Callable[[], Store], tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path, 7)
         expected = {n: (checkpoint.path / n).read_bytes() for n in checkpoint.files}
         store = self._open(make_store, tmp_path)
@@ -222,7 +223,7 @@ class StoreContract:
         store.close("finished")
 
     def test_putting_twice_leaves_one_copy(
-        self, make_store: Callable[[], Tracker], tmp_path: Path
+        self, make_store: Callable[[], Store], tmp_path: Path
     ) -> None:
         checkpoint = make_checkpoint(tmp_path, 7)
         store = self._open(make_store, tmp_path)
@@ -239,7 +240,7 @@ class StoreContract:
         again.close("finished")
 
     def test_aliases_move_and_survive_a_restart(
-        self, make_store: Callable[[], Tracker], tmp_path: Path
+        self, make_store: Callable[[], Store], tmp_path: Path
     ) -> None:
         store = self._open(make_store, tmp_path)
         for step in (1, 2):
@@ -256,7 +257,7 @@ class StoreContract:
         again.close("finished")
 
     def test_deletes_one_and_keeps_the_others(
-        self, make_store: Callable[[], Tracker], tmp_path: Path
+        self, make_store: Callable[[], Store], tmp_path: Path
     ) -> None:
         store = self._open(make_store, tmp_path)
         checkpoints = [make_checkpoint(tmp_path, step) for step in (1, 2, 12)]
@@ -273,7 +274,7 @@ class StoreContract:
         store.close("finished")
 
     def test_replaces_a_copy_of_other_bytes(
-        self, make_store: Callable[[], Tracker], tmp_path: Path
+        self, make_store: Callable[[], Store], tmp_path: Path
     ) -> None:
         store = self._open(make_store, tmp_path)
         store.put(make_checkpoint(tmp_path / "one", 7, b"old" * 9), [])
@@ -288,6 +289,17 @@ class StoreContract:
         assert listing is None or set(listing.copies) == {7}
         again.close("finished")
 
+    def _assert_gone(self, store: Store, step: int, tmp_path: Path) -> None:
+        try:
+            found = self._bytes(store, step, tmp_path / "got")
+        except CheckpointNotFound:
+            return
+        raise AssertionError(f"step {step} was deleted, but get still returns {sorted(found)}")
+
+
+class TrackerContract(StoreContract):
+    """What every tracker must do: all that a store does, and take metrics."""
+
     def test_takes_the_same_metrics_again(
         self, make_store: Callable[[], Tracker], tmp_path: Path
     ) -> None:
@@ -299,13 +311,6 @@ class StoreContract:
         store.log_metrics(points)
         store.log_metrics(points)
         store.close("finished")
-
-    def _assert_gone(self, store: Tracker, step: int, tmp_path: Path) -> None:
-        try:
-            found = self._bytes(store, step, tmp_path / "got")
-        except CheckpointNotFound:
-            return
-        raise AssertionError(f"step {step} was deleted, but get still returns {sorted(found)}")
 
 
 def _lines(path: Path) -> list[str]:

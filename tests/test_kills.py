@@ -16,7 +16,7 @@ import pytest
 import ckpt_callbacks
 import ckpt_callbacks as cc
 from ckpt_callbacks.failpoints import POINTS
-from ckpt_callbacks.testing import StoreContract
+from ckpt_callbacks.testing import TrackerContract
 from folder_store import FolderStore
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
@@ -98,7 +98,7 @@ def test_all_failpoints_in_the_code_are_listed() -> None:
     assert sorted(found) == sorted(POINTS)
 
 
-class TestFolderStore(StoreContract):
+class TestFolderStore(TrackerContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Any:
         return lambda: FolderStore(tmp_path / "service")

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 import ckpt_callbacks as cc
 from ckpt_callbacks.stores import MetricPoint, RunInfo
-from ckpt_callbacks.testing import StoreContract, make_checkpoint
+from ckpt_callbacks.testing import TrackerContract, make_checkpoint
 from ckpt_callbacks_mlflow import MLflowTracker
 
 Make = Callable[[], MLflowTracker]
@@ -39,13 +39,13 @@ def opened(tmp_path: Path, store: MLflowTracker, **refs: str) -> MLflowTracker:
     return store
 
 
-class TestRegistered(StoreContract):
+class TestRegistered(TrackerContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Make:
         return lambda: tracker(tmp_path)
 
 
-class TestUnregistered(StoreContract):
+class TestUnregistered(TrackerContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Make:
         return lambda: tracker(tmp_path, register_as=None)

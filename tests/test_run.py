@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,47 +21,7 @@ from orbax.checkpoint import v1 as ocp
 import ckpt_callbacks as cc
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.testing import MemoryStore, Recorder
-
-KEEP = cc.LatestN(2) | cc.BestN(1, "score", mode="max")
-
-
-def new_state(value: float = 0.0) -> dict[str, Any]:
-    return {"model": {"w": jnp.full((4, 4), value)}, "moments": {"m": jnp.zeros(3)}}
-
-
-def advance(state: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.map(lambda x: x + 1, state)
-
-
-def callbacks_in(
-    directory: Path, *plugins: object, keep: cc.KeepPolicy = KEEP, every: int = 1
-) -> cc.Callbacks:
-    return cc.Callbacks(
-        cc.OrbaxCheckpoint(directory, save=cc.EveryNSteps(every), keep=keep),
-        *plugins,
-        drain_limit=10,
-    )
-
-
-def train(
-    callbacks: cc.Callbacks,
-    steps: int,
-    scores: dict[int, float] | None = None,
-    before: Callable[[int, cc.Run[Any]], None] = lambda step, run: None,
-) -> dict[str, Any]:
-    with callbacks.run(new_state()) as run:
-        state = run.state
-        for step in range(run.next_step, steps):
-            before(step, run)
-            state = advance(state)
-            if scores and step in scores:
-                run.on_eval(step, {"score": scores[step]})
-            run.on_step(step, state, {"loss": jnp.float32(step)})
-    return state
-
-
-def local_steps(directory: Path) -> set[int]:
-    return {int(p.name) for p in directory.iterdir() if p.name.isdecimal()}
+from loops import KEEP, callbacks_in, local_steps, new_state, train
 
 
 def test_all_places_hold_exactly_the_kept_steps(tmp_path: Path) -> None:

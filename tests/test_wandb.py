@@ -12,7 +12,7 @@ import pytest
 import ckpt_callbacks as cc
 import wandb_log
 from ckpt_callbacks.stores import MetricPoint, RunInfo
-from ckpt_callbacks.testing import StoreContract, make_checkpoint
+from ckpt_callbacks.testing import TrackerContract, make_checkpoint
 from ckpt_callbacks_wandb import WandbTracker
 
 
@@ -23,7 +23,7 @@ def opened(tmp_path: Path, **options: str) -> WandbTracker:
     return store
 
 
-class TestOffline(StoreContract):
+class TestOffline(TrackerContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Callable[[], WandbTracker]:
         return lambda: WandbTracker(project="digits", dir=tmp_path / "logs")
