@@ -1,0 +1,244 @@
+"""The notice that a process is about to go, Ctrl-C, and the last save: real processes and signals.
+
+The loops print a line when they are where a signal is to meet them, so nothing waits by the clock.
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import ckpt_callbacks as cc
+from ckpt_callbacks.testing import Recorder
+from loops import advance, callbacks_in, local_steps, new_state, train, weight
+
+LOOP = """
+import itertools, os, signal, sys, threading
+import numpy as np
+import ckpt_callbacks as cc
+
+never = threading.Event()
+{before}
+callbacks = cc.Callbacks(
+    cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(1000) | cc.AtEnd(), keep=cc.LatestN(2)),
+    grace={grace},
+)
+with callbacks.run({{"w": np.zeros(1000)}}) as run:
+    state = run.state
+    for step in itertools.count(run.next_step):
+        state = {{"w": state["w"] + 1}}
+        run.on_step(step, state)
+        if step == 5:
+            run.wait()
+            print("at step 5", flush=True)
+        if step >= 5:
+            {wait}
+        if run.should_stop and {obey}:
+            break
+print("last", step, flush=True)
+{after}
+"""
+# Not `signal.pause`: the signal may come just before it.
+WAIT_FOR_SIGNAL = "[never.wait(0.01) for _ in iter(lambda: run.should_stop, True)]"
+
+
+@contextmanager
+def loop(
+    directory: Path,
+    wait: str = WAIT_FOR_SIGNAL,
+    obey: bool = True,
+    before: str = "",
+    after: str = "",
+    grace: float = 30,
+) -> Iterator[subprocess.Popen[str]]:
+    code = LOOP.format(wait=wait, obey=obey, before=before, after=after, grace=grace)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, directory],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    with process:
+        try:
+            assert process.stdout.readline() == "at step 5\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_sigterm_saves_one_last_step_and_the_loop_ends_by_itself(tmp_path: Path) -> None:
+    with loop(tmp_path / "run") as process:
+        process.send_signal(signal.SIGTERM)
+        code, out, err = end(process)
+
+    assert (code, out) == (0, "last 5\n"), err
+    assert "told to end: step 5 is the last one that is saved" in err
+    assert local_steps(tmp_path / "run") == {0, 5}
+    assert cc.verify(tmp_path / "run") == []
+
+
+def test_a_second_sigterm_ends_the_process_at_once(tmp_path: Path) -> None:
+    wait = f"{WAIT_FOR_SIGNAL}; print('stopping', flush=True); never.wait()"
+    with loop(tmp_path / "run", wait=wait, obey=False) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout
+        assert process.stdout.readline() == "stopping\n"
+        process.send_signal(signal.SIGTERM)
+        code, _, _ = end(process)
+
+    assert code == -signal.SIGTERM
+    train_on(tmp_path / "run")
+
+
+def train_on(directory: Path) -> None:
+    """What the process left can be gone on from."""
+    with cc.Callbacks(
+        cc.OrbaxCheckpoint(directory, save=cc.EveryNSteps(1000), keep=cc.LatestN(2))
+    ).run({"w": jnp.zeros(1000)}) as run:
+        assert float(run.state["w"][0]) == run.next_step
+
+
+def test_a_loop_that_does_not_stop_ends_with_the_grace_time(tmp_path: Path) -> None:
+    with loop(tmp_path / "run", wait="pass", obey=False, grace=0.5) as process:
+        process.send_signal(signal.SIGTERM)
+        code, _, err = end(process)
+
+    assert code == -signal.SIGTERM
+    assert "told to end" in err
+    steps = local_steps(tmp_path / "run")
+    assert len(steps) == 2, "the step after the notice was not saved"
+
+
+def test_the_handler_that_was_there_is_called_and_put_back(tmp_path: Path) -> None:
+    before = "signal.signal(signal.SIGTERM, lambda number, frame: print('mine', flush=True))"
+    after = "os.kill(os.getpid(), signal.SIGTERM); print('end', flush=True)"
+    with loop(tmp_path / "run", before=before, after=after) as process:
+        process.send_signal(signal.SIGTERM)
+        code, out, err = end(process)
+
+    assert (code, out) == (0, "mine\nlast 5\nmine\nend\n"), err
+
+
+def test_a_forked_child_is_ended_by_sigterm(tmp_path: Path) -> None:
+    wait = """
+            child = os.fork()
+            if child == 0:
+                never.wait()
+            os.kill(child, signal.SIGTERM)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), run.should_stop, flush=True)
+            break
+    """
+    with loop(tmp_path / "run", wait=wait.strip()) as process:
+        code, out, err = end(process)
+
+    assert (code, out) == (0, f"{-signal.SIGTERM} False\nlast 5\n"), err
+
+
+def test_ctrl_c_saves_the_last_step_when_asked_to(tmp_path: Path) -> None:
+    with loop(tmp_path / "run") as process:
+        process.send_signal(signal.SIGINT)
+        code, _, err = end(process)
+
+    assert code == -signal.SIGINT
+    assert "KeyboardInterrupt" in err
+    assert local_steps(tmp_path / "run") == {0, 5}
+    train_on(tmp_path / "run")
+
+
+def test_in_a_distributed_run_the_runtime_takes_the_notice(tmp_path: Path) -> None:
+    """One process of `jax.distributed`: the runtime's own handler agrees on a step with itself."""
+    before = """
+import jax, socket
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = "127.0.0.1:%d" % free.getsockname()[1]
+jax.distributed.initialize(address, 1, 0)
+"""
+    # The notice reaches the loop through the runtime's own threads.
+    with loop(tmp_path / "run", wait="pass", before=before) as process:
+        process.send_signal(signal.SIGTERM)
+        code, out, err = end(process)
+
+    assert code == 0, err
+    last = int(out.removeprefix("last "))
+    assert f"told to end: step {last} is the last one that is saved" in err
+    assert last in local_steps(tmp_path / "run")
+
+
+def test_a_run_that_ends_saves_its_last_step_when_asked_to(tmp_path: Path) -> None:
+    save = cc.EveryNSteps(4) | cc.AtEnd()
+    checkpoint = cc.OrbaxCheckpoint(tmp_path / "run", save=save, keep=cc.LatestN(9))
+
+    train(cc.Callbacks(checkpoint), 7)
+
+    assert local_steps(tmp_path / "run") == {0, 4, 6}
+    assert weight(tmp_path / "run") == 7.0
+
+
+@pytest.mark.parametrize(("policy", "saved"), [(cc.AtEnd(), {0}), (cc.AtEnd(errors=True), {0, 5})])
+def test_after_an_exception_the_last_step_is_saved_on_request_only(
+    policy: cc.SavePolicy, saved: set[int], tmp_path: Path
+) -> None:
+    checkpoint = cc.OrbaxCheckpoint(
+        tmp_path / "run", save=cc.EveryNSteps(1000) | policy, keep=cc.LatestN(9)
+    )
+
+    def fail(step: int, run: cc.Run[object]) -> None:
+        if step == 6:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(cc.Callbacks(checkpoint), 10, before=fail)
+
+    assert local_steps(tmp_path / "run") == saved
+
+
+def test_a_state_that_was_donated_is_not_saved_and_an_event_says_so(tmp_path: Path) -> None:
+    recorder = Recorder()
+    save = cc.EveryNSteps(1000) | cc.AtEnd()
+    checkpoint = cc.OrbaxCheckpoint(tmp_path / "run", save=save, keep=cc.LatestN(9))
+    donating = jax.jit(advance, donate_argnums=0)
+
+    with cc.Callbacks(checkpoint, recorder).run(new_state()) as run:
+        state = run.state
+        for step in range(3):
+            state = donating(state)
+            run.on_step(step, state)
+        donating(state)
+
+    (failed,) = recorder.of(cc.SaveFailed)
+    assert isinstance(failed, cc.SaveFailed)
+    assert failed.step == 2
+    assert "model/w was donated or deleted" in failed.error
+    assert local_steps(tmp_path / "run") == {0}
+
+
+def test_outside_of_the_main_thread_and_after_a_run_no_handler_is_left(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with callbacks_in(tmp_path / "run").run(new_state()):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+    seen = []
+
+    def elsewhere() -> None:
+        with callbacks_in(tmp_path / "other").run(new_state()):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [before]
