@@ -161,6 +161,8 @@ def _from_json(text: str, where: str) -> Request:
                 return Pinned(step, pinned=True)
             case {"unpin": int(step)}:
                 return Pinned(step, pinned=False)
+    except NewerFormat:
+        raise
     except (TypeError, ValueError) as error:
         raise RecordError(f"{where} is damaged: {error}") from error
     raise RecordError(f"{where} is damaged: it is no request")
