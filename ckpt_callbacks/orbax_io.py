@@ -83,10 +83,10 @@ def describe(path: Path, names: Iterable[str]) -> dict[str, Any]:
 
 def decision_context(*, saving: bool, preempted: bool) -> Any:
     """Return what Orbax's save-decision policies are told of the run."""
+    from orbax.checkpoint import v1 as ocp
     from orbax.checkpoint.options import MultiprocessingOptions
-    from orbax.checkpoint.v1.training import save_decision_policies
 
-    return save_decision_policies.DecisionContext(
+    return ocp.training.save_decision_policies.DecisionContext(
         is_saving_in_progress=saving,
         reached_preemption=preempted,
         multiprocessing_options=MultiprocessingOptions(),
@@ -95,6 +95,6 @@ def decision_context(*, saving: bool, preempted: bool) -> Any:
 
 def preservation_context() -> Any:
     """Return what Orbax's preservation policies are told of the run: nothing so far."""
-    from orbax.checkpoint.v1.training import preservation_policies
+    from orbax.checkpoint import v1 as ocp
 
-    return preservation_policies.PreservationContext()
+    return ocp.training.preservation_policies.PreservationContext()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.events import (
     Eval,
@@ -36,9 +37,17 @@ from ckpt_callbacks.events import (
 )
 from ckpt_callbacks.hookspecs import hookimpl
 from ckpt_callbacks.manifest import seal, tree_digest
+from ckpt_callbacks.policy import KeepPolicy
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Store, Tracker
 
-__all__ = ["MemoryStore", "Recorder", "StoreContract", "TrackerContract", "make_checkpoint"]
+__all__ = [
+    "FakeClock",
+    "MemoryStore",
+    "Recorder",
+    "StoreContract",
+    "TrackerContract",
+    "make_checkpoint",
+]
 
 S = TypeVar("S", bound=Store)
 
@@ -94,22 +103,59 @@ class Recorder:
         self.events.append(event)
 
 
+class FakeClock(Clock):
+    """A clock that a test sets; give it to `Callbacks`. Both its readings begin at `start`."""
+
+    def __init__(self, start: float = 1_000_000.0) -> None:
+        self.wall = self.steady = start
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.steady
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.wall += seconds
+        self.steady += seconds
+
+
 class MemoryStore(Tracker):
     """A tracker whose service is this object. It outlives runs, as a server does.
+
+    Its faults are attributes that a test switches on and off.
 
     Args:
         name: its name, when a test needs several.
         before: called with the name of each call before it does anything; it may raise or wait.
+        put_moves_aliases: whether `put` moves the aliases it is given, as some services do.
+        keep: what it keeps of what all keep.
     """
 
-    put_moves_aliases = False
-
     def __init__(
-        self, name: str = "memory", before: Callable[[str], None] = lambda call: None
+        self,
+        name: str = "memory",
+        before: Callable[[str], None] = lambda call: None,
+        *,
+        put_moves_aliases: bool = False,
+        keep: KeepPolicy | None = None,
     ) -> None:
         self.name = name
         self.title = name.capitalize()
         self.before = before
+        self.put_moves_aliases = put_moves_aliases
+        self.keep = keep
+        self.down = False
+        """Every call fails."""
+        self.lose_reply = False
+        """The next change is made, and fails nevertheless; then this is False again."""
+        self.lag = False
+        """A listing shows nothing yet."""
+        self.exact = False
+        """What a listing does not show is certainly not there."""
+        self.changes = 0
+        """How often something was changed."""
         self.copies: dict[int, dict[str, bytes]] = {}
         self.aliases: dict[str, int] = {}
         self.points: list[MetricPoint] = []
@@ -119,6 +165,14 @@ class MemoryStore(Tracker):
     def _called(self, call: str) -> None:
         self.calls.append(call)
         self.before(call)
+        if self.down:
+            raise ConnectionError(f"{self.name} is down")
+
+    def _changed(self) -> None:
+        self.changes += 1
+        if self.lose_reply:
+            self.lose_reply = False
+            raise ConnectionError(f"{self.name} did it, but the reply is lost")
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
         self._called("open")
@@ -130,12 +184,17 @@ class MemoryStore(Tracker):
         self.copies[checkpoint.step] = {
             name: (checkpoint.path / name).read_bytes() for name in checkpoint.files
         }
+        if self.put_moves_aliases:
+            self.aliases |= dict.fromkeys(aliases, checkpoint.step)
+        self._changed()
         return Copy("confirmed", f"{self.name}/{checkpoint.key}")
 
     def listing(self) -> Listing | None:
         self._called("listing")
+        if self.lag:
+            return Listing({}, {})
         copies = {step: Copy("confirmed", f"{self.name}/{step}") for step in self.copies}
-        return Listing(copies, dict(self.aliases))
+        return Listing(copies, dict(self.aliases), self.exact)
 
     def get(self, step: int, into: Path) -> None:
         self._called("get")
@@ -150,11 +209,14 @@ class MemoryStore(Tracker):
         if step not in self.copies:
             raise CheckpointNotFound(f"no copy of step {step}")
         self.aliases[name] = step
+        self._changed()
 
     def delete(self, step: int) -> None:
         self._called("delete")
+        # The order of calls is a promise that the end of a run would not show.
+        assert step not in self.aliases.values(), f"deleted step {step}, which an alias names"
         self.copies.pop(step, None)
-        self.aliases = {n: s for n, s in self.aliases.items() if s != step}
+        self._changed()
 
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
         self._called("log_metrics")

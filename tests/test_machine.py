@@ -32,60 +32,17 @@ from ckpt_callbacks.events import Saved
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
-from ckpt_callbacks.policy import KeepPolicy
-from ckpt_callbacks.recovery import recover
-from ckpt_callbacks.retention import finite
+from ckpt_callbacks.policy import Candidate, KeepPolicy
+from ckpt_callbacks.recovery import Resume, choose, recover
+from ckpt_callbacks.retention import finite, narrow
 from ckpt_callbacks.saver import Saver
-from ckpt_callbacks.stores import Checkpoint, Copy, Listing, RunInfo
-from ckpt_callbacks.testing import MemoryStore, Recorder
+from ckpt_callbacks.stores import RunInfo
+from ckpt_callbacks.testing import FakeClock, MemoryStore, Recorder
 from ckpt_callbacks.worker import Worker
 
 
 class Killed(BaseException):
     """The process is gone."""
-
-
-class Service(MemoryStore):
-    """A store whose service can be down, lose a reply, or list what it held a while ago."""
-
-    def __init__(self, name: str, *, put_moves_aliases: bool) -> None:
-        super().__init__(name)
-        self.put_moves_aliases = put_moves_aliases
-        self.down = False
-        self.lose_reply = False
-        self.lag = False
-        self.changes = 0
-
-    def _called(self, call: str) -> None:
-        if self.down:
-            raise ConnectionError("down")
-
-    def _changed(self) -> None:
-        self.changes += 1
-        if self.lose_reply:
-            self.lose_reply = False
-            raise ConnectionError("applied, but the reply is lost")
-
-    def put(self, checkpoint: Checkpoint, aliases: Any) -> Copy:
-        copy = super().put(checkpoint, aliases)
-        if self.put_moves_aliases:
-            self.aliases |= dict.fromkeys(aliases, checkpoint.step)
-        self._changed()
-        return copy
-
-    def listing(self) -> Listing | None:
-        found = super().listing()
-        return Listing({}, {}) if self.lag else found
-
-    def alias(self, name: str, step: int) -> None:
-        super().alias(name, step)
-        self._changed()
-
-    def delete(self, step: int) -> None:
-        # Not an invariant of states: only the order of calls shows it.
-        assert self.down or step not in self.aliases.values(), "deleted what an alias names"
-        super().delete(step)
-        self._changed()
 
 
 class FakeSave:
@@ -104,20 +61,22 @@ class FakeSave:
 
 
 class Machine(RuleBasedStateMachine):
-    @initialize(policy=strategies.policies)
-    def begin(self, policy: KeepPolicy) -> None:
+    @initialize(policy=strategies.policies, own=st.none() | strategies.policies)
+    def begin(self, policy: KeepPolicy, own: KeepPolicy | None) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="machine-"))
         self.services = [
-            Service("one", put_moves_aliases=False),
-            Service("two", put_moves_aliases=True),
+            MemoryStore("one"),
+            MemoryStore("two", put_moves_aliases=True, keep=own),
         ]
+        self.services[1].exact = True
+        self.clock = FakeClock()
         self.policy = policy
         self.directory: RunDirectory | None = None
         self.step = -1
         self.acknowledged = -1
         self.open()
 
-    def open(self) -> None:
+    def open(self, resume: Resume = "last") -> None:
         """What a new process does; the old one may have been killed anywhere, here too."""
         if self.directory:
             self.directory.release()
@@ -125,15 +84,18 @@ class Machine(RuleBasedStateMachine):
         self.recorder = Recorder()
         hooks = Hooks([self.recorder])
         directory.acquire()
-        self.ledger = Ledger(directory, self.policy, stores={s.name: None for s in self.services})
+        policies = {s.name: s.keep for s in self.services}
+        self.ledger = Ledger(directory, self.policy, stores=policies, now=self.clock.time)
         recover(self.ledger)
-        newest = self.ledger.newest()
-        self.step = newest.step if newest else -1
+        resumed, back = choose(self.ledger, resume, True, lambda record, into: False)
+        self.step = resumed.step if resumed else -1
         self.saver = Saver(self.ledger, hooks, lambda: None)
+        if back:
+            self.saver.evict()
         log = MetricLog(directory.meta, self.step)
         self.workers = [Worker(s, self.info(s), self.ledger, log, hooks) for s in self.services]
 
-    def info(self, service: Service) -> RunInfo:
+    def info(self, service: MemoryStore) -> RunInfo:
         return RunInfo(self.ledger.run_id, "run", {}, self.root, {})
 
     def guarded(self, call: Callable[[], object]) -> None:
@@ -143,7 +105,7 @@ class Machine(RuleBasedStateMachine):
                 call()
             except Killed:
                 failpoints.arm(None)
-                call = self.open
+                call = self.open  # without going back any further
             else:
                 return
 
@@ -163,19 +125,66 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def evict(self) -> None:
-        self.guarded(self.saver.evict)
+        def body() -> None:
+            kept = self.ledger.decision().kept.keys() & self.folders()
+            self.saver.evict()
+            assert kept <= self.folders()
+
+        self.guarded(body)
+
+    def folders(self) -> set[int]:
+        return {int(p.name) for p in self.root.iterdir() if p.name.isdecimal()}
 
     @rule(which=st.integers(0, 1), times=st.integers(1, 6))
     def work(self, which: int, times: int) -> None:
         def body() -> None:
+            service = self.services[which]
             for _ in range(times):
+                kept = self.ledger.decision().kept.keys()
+                held = service.copies.keys() & kept
                 self.workers[which]._round()
+                assert service.keep or held <= service.copies.keys()
 
         self.guarded(body)
 
     @rule(back=st.integers(0, 6), metrics=strategies.metrics)
     def measure_late(self, back: int, metrics: dict[str, float]) -> None:
         self.guarded(lambda: self.ledger.measured(self.step - back, metrics))
+
+    @rule(back=st.integers(0, 6), pinned=st.booleans())
+    def pin(self, back: int, pinned: bool) -> None:
+        step = self.step - back
+        if not pinned or step in self.ledger.steps():
+            self.guarded(lambda: self.ledger.pin(step, pinned=pinned))
+
+    @rule(back=st.integers(0, 4))
+    def go_back(self, back: int) -> None:
+        """Go on from an older step, or start over; a kill in between may stop half-way."""
+        steps = self.ledger.steps()
+        step = steps[-1 - back] if back < len(steps) else None
+        self.acknowledged = min(self.acknowledged, -1 if step is None else step)
+        self.guarded(lambda: self.open(step))
+
+    @rule(back=st.integers(0, 3))
+    def somebody_removes_a_folder(self, back: int) -> None:
+        steps = self.ledger.steps()
+        if back < len(steps):
+            removed = steps.pop(-1 - back)
+            shutil.rmtree(self.root / str(removed), ignore_errors=True)
+            self.acknowledged = min(self.acknowledged, max(steps, default=-1))
+            self.guarded(self.open)
+
+    @rule(back=st.integers(0, 3))
+    def somebody_removes_a_copy(self, back: int) -> None:
+        """Of the store whose listing is exact, since the other one can not know."""
+        service = self.services[1]
+        free = sorted(service.copies.keys() - set(service.aliases.values()))
+        if back < len(free):
+            del service.copies[free[back]]
+
+    @rule(seconds=st.floats(-500, 500))
+    def move_the_clock(self, seconds: float) -> None:
+        self.clock.wall += seconds
 
     @rule(which=st.integers(0, 1), down=st.booleans())
     def outage(self, which: int, down: bool) -> None:
@@ -259,12 +268,19 @@ class Machine(RuleBasedStateMachine):
         self.open()
         self.drain()
         decision = self.ledger.decision()
-        folders = {int(p.name) for p in self.root.iterdir() if p.name.isdecimal()}
-        assert folders == decision.kept.keys()
+        records = self.ledger.records()
+        assert self.folders() == decision.kept.keys()
         for service in self.services:
-            stale = {s for n, s in service.aliases.items() if n not in decision.aliases}
-            assert service.copies.keys() - stale == decision.kept.keys() - stale
-            assert decision.aliases.items() <= service.aliases.items()
+            history = [Candidate(r.step, r.metrics, r.time) for r in records.values()]
+            pins = self.ledger._run.pins
+            own = narrow(decision, self.policy, service.keep, history, pins)
+            stale = {s for n, s in service.aliases.items() if n not in own.aliases}
+            # Of a step whose folder somebody removed it may hold the only copy.
+            extra = {s for s in service.copies if s in records and s in self.ledger._lost}
+            assert own.kept.keys() - service.copies.keys() <= stale
+            assert service.copies.keys() - own.kept.keys() <= stale | extra
+            if not extra:
+                assert own.aliases.items() <= service.aliases.items()
         assert not list(self.directory.trash.iterdir())  # type: ignore[union-attr]
         left = {s for s, r in self.ledger.records().items() if r.state != "complete"}
         assert all(self.ledger.records()[s].copies for s in left)
