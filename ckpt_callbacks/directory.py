@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,6 +55,9 @@ logger = logging.getLogger("ckpt_callbacks")
 ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 """Suffix of the folder that Orbax writes before it commits by renaming."""
 
+_ABANDONED = 600.0
+"""Seconds after which a file that another process was writing is taken for left behind."""
+
 _owned: dict[Path, IO[str]] = {}
 """The lock files of this process. Held here, since a lock goes when its file object does."""
 _owned_mutex = threading.Lock()
@@ -62,12 +66,17 @@ _owned_mutex = threading.Lock()
 def replace_text(path: Path, text: str) -> None:
     """Replace a file at once and durably: after a crash it has the old content or the new."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    hit("file-written")
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        hit("file-written")
+        temporary.replace(path)
+    except OSError:  # such as a full disk, which it would keep full
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     hit("file-replaced")
     fsync(path.parent)
 
@@ -150,10 +159,21 @@ class RunDirectory:
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         me |= {"brief": brief}
         try:
+            self._sweep()
             replace_text(self.meta / "owner.json", json.dumps(me))
         except BaseException:
             self.release()
             raise
+
+    def _sweep(self) -> None:
+        """Remove what a `replace_text` that was killed left behind."""
+        for folder in (self.meta, self.records):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+        for path in self.inbox.glob(".*.tmp"):  # another process may be at it just now
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
 
     def release(self) -> None:
         """Give up ownership."""
@@ -249,18 +269,23 @@ class RunDirectory:
 
     def log_evicted(self, gone: Gone) -> None:
         """Remember a checkpoint that was evicted."""
-        with (self.meta / "evicted.jsonl").open("a", encoding="utf-8") as file:
-            file.write(gone_to_json(gone) + "\n")
+        line = gone_to_json(gone).encode() + b"\n"
+        with (self.meta / "evicted.jsonl").open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if file.read(1) not in (b"\n", b""):
+                line = b"\n" + line  # what a kill or a full disk cut stays a line of its own
+            file.write(line)
 
     def read_evicted(self) -> list[Gone]:
-        """Return the checkpoints that were evicted, oldest first.
-
-        Raises:
-            RecordError: a line is damaged; the last may be cut, which is no error.
-        """
+        """Return the checkpoints that were evicted, oldest first; damaged lines are left out."""
         path = self.meta / "evicted.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [gone_from_json(line, str(path)) for line in lines if line.endswith("\n")]
+        lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+        evicted: list[Gone] = []
+        for line in lines:
+            with suppress(RecordError):
+                evicted.append(gone_from_json(line, str(path)))
+        return evicted
 
     # Checkpoint folders
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.errors import CkptCallbacksError, ConfigError
 from ckpt_callbacks.events import Eval
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.inbox import Inbox, Measured, Pinned, Request
@@ -20,12 +20,25 @@ from ckpt_callbacks.metrics import MetricBuffer, MetricLog
 from ckpt_callbacks.policy import KeepPolicy
 from ckpt_callbacks.recovery import Resume, choose, copy_from, recover
 from ckpt_callbacks.saver import Saver
-from ckpt_callbacks.stores import RunInfo, Store, Tracker
+from ckpt_callbacks.stores import MetricPoint, RunInfo, Store, Tracker
 from ckpt_callbacks.worker import Worker
 
 __all__ = ["Engine"]
 
 logger = logging.getLogger("ckpt_callbacks")
+
+
+@contextmanager
+def _naming(directory: RunDirectory) -> Iterator[None]:
+    """Turn a full or read-only disk into an error that names the directory."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CkptCallbacksError):
+            raise
+        raise ConfigError(
+            f"cannot write to the run directory {directory.root}: {error.strerror}"
+        ) from error
 
 
 class Engine:
@@ -71,20 +84,22 @@ class Engine:
         clock = clock or Clock()
         # Undone in reverse, whatever has happened: threads stop before what they use goes.
         self._exit = ExitStack()
-        directory.acquire(brief=not training)
+        with _naming(directory):
+            directory.acquire(brief=not training)
         self._exit.callback(directory.release)
-        with self._exit:
+        with _naming(directory), self._exit:
             policies = {store.name: store.keep for store in stores}
             self.ledger = Ledger(directory, keep, self._wake, policies, clock.time)
             self._exit.callback(self.ledger.close)
-            rewound = recover(self.ledger)
+            back = recover(self.ledger)
             infos = [self._info(store, config) for store in stores]
             repair = partial(copy_from, list(zip(stores, infos, strict=True)))
-            self.resumed, back = self.ledger.newest(), False
+            self.resumed = self.ledger.newest()
             if training:
-                self.resumed, back = choose(self.ledger, resume, discard_newer, repair)
-            last = self.resumed.step if self.resumed else None
-            self._log = log = MetricLog(directory.meta, math.inf if rewound or back else last)
+                self.resumed, rewound = choose(self.ledger, resume, discard_newer, repair)
+                back = back or rewound
+            last = self.resumed.step if self.resumed else -1
+            self._log = log = MetricLog(directory.meta, last, rewound=back)
             self._exit.callback(log.close)
             self._buffer = buffer = MetricBuffer(log, self._wake, clock.time)
             self._exit.callback(buffer.close)
@@ -127,7 +142,8 @@ class Engine:
 
         Returns whether there is a checkpoint of that step.
         """
-        self._announce(Measured(step, metrics))
+        self._hooks.emit(Eval(step, metrics))
+        self._buffer.append((step, metrics))
         return self.ledger.measured(step, metrics)
 
     def close(self, status: str, limit: float) -> dict[str, str]:
@@ -141,6 +157,9 @@ class Engine:
             self._buffer.close()
             unsent = self._drain(status, limit)
             trackers = [w.store.name for w in self._workers if isinstance(w.store, Tracker)]
+            if self._buffer.unwritten:
+                lost = "metrics could not be written to the run directory"
+                unsent |= {name: unsent.get(name, lost) for name in trackers}
             try:
                 self.ledger.entered(status)
                 self._log.compact(trackers)
@@ -160,11 +179,11 @@ class Engine:
     def _announce(self, request: Request) -> None:
         if isinstance(request, Measured):
             self._hooks.emit(Eval(request.step, request.metrics))
-            self._buffer.append((request.step, request.metrics))
+            self._buffer.write(MetricPoint(request.step, request.time, request.metrics))
 
     def _apply(self, request: Request) -> None:
         match request:
-            case Measured(step, metrics):
+            case Measured(step, metrics, _):
                 self.ledger.measured(step, metrics)
             case Pinned(step, pinned):
                 self.ledger.pin(step, pinned=pinned)

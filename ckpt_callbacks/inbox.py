@@ -38,6 +38,8 @@ class Measured:
 
     step: int
     metrics: Mapping[str, float]
+    time: float
+    """When it was asked, seconds since the epoch: the same each time it is applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Inbox:
     Args:
         directory: the owner's.
         mutex: held while one request is applied and removed.
-        announce: tells of a request, before the mutex is taken.
+        announce: tells of a request, once in this process, before the mutex is taken.
         apply: does what a request asks. An error of ours is logged, and the request is dropped.
     """
 
@@ -82,6 +84,7 @@ class Inbox:
         self._mutex = mutex
         self._announce = announce
         self._apply = apply
+        self._announced: set[str] = set()
         self._done: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ckpt-inbox", daemon=True)
@@ -113,8 +116,9 @@ class Inbox:
             return
         except RecordError as error:
             logger.error("%s; it is dropped", error)
-        if request:
+        if request and path.name not in self._announced:
             self._announce(request)
+            self._announced.add(path.name)
         with self._mutex:
             try:
                 if request:
@@ -143,9 +147,9 @@ class Inbox:
 
 def _to_json(request: Request) -> str:
     match request:
-        case Measured(step, metrics):
+        case Measured(step, metrics, at):
             values = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
-            return json.dumps({"format": FORMAT, "measured": step, "metrics": values})
+            return json.dumps({"format": FORMAT, "measured": step, "metrics": values, "time": at})
         case Pinned(step, pinned):
             return json.dumps({"format": FORMAT, "pin" if pinned else "unpin": step})
 
@@ -155,8 +159,8 @@ def _from_json(text: str, where: str) -> Request:
         match json.loads(text):
             case {"format": int(version)} if version > FORMAT:
                 raise NewerFormat(f"{where} was written by a newer version of ckpt_callbacks")
-            case {"measured": int(step), "metrics": dict(metrics)}:
-                return Measured(step, {k: float(v) for k, v in metrics.items()})
+            case {"measured": int(step), "metrics": dict(metrics), "time": float(at)}:
+                return Measured(step, {k: float(v) for k, v in metrics.items()}, at)
             case {"pin": int(step)}:
                 return Pinned(step, pinned=True)
             case {"unpin": int(step)}:

@@ -168,8 +168,9 @@ class Ledger:
     def evictable(self) -> list[int]:
         """Return the local steps that may go now."""
         with self._mutex:
+            begun = [r.step for r in self._records.values() if r.state == "evicting"]
             complete = [r.step for r in self._complete()]
-            return evictable(self.decision(), complete, self._leases)
+            return begun + evictable(self.decision(), complete, self._leases)
 
     @contextmanager
     def reading(self, step: int) -> Iterator[Checkpoint | None]:
@@ -229,6 +230,7 @@ class Ledger:
                 )
             )
             self._lost.discard(step)
+            self._evicted.discard(step)
 
     def adopt(self, step: int, files: Mapping[str, File]) -> None:
         """A checkpoint of this run was found whose record is gone."""
@@ -315,6 +317,8 @@ class Ledger:
     def evicting(self, step: int) -> bool:
         """The local files are about to go; returns False if they must stay after all."""
         with self._mutex:
+            if self._records[step].state == "evicting":  # it failed on the way
+                return True
             if step not in self.evictable():
                 return False
             self._write(replace(self._records[step], state="evicting"))
@@ -324,8 +328,9 @@ class Ledger:
         """The local files are gone."""
         with self._mutex:
             record = self._records[step]
-            self._evicted.add(step)
-            self.directory.log_evicted(Gone(step, record.time, record.metrics, reason))
+            if step not in self._evicted:
+                self.directory.log_evicted(Gone(step, record.time, record.metrics, reason))
+                self._evicted.add(step)
             if record.copies:
                 self._write(replace(record, state="gone", files={}))
             else:

@@ -27,6 +27,9 @@ __all__ = ["MetricBuffer", "MetricLog", "host_floats"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
+_REWOUND: dict[str, float] = {}
+"""Stands for the values in a line that says that the run went back to its step."""
+
 INTERVAL = 0.25
 """Seconds between two reads of the loop's metrics."""
 
@@ -56,17 +59,18 @@ class MetricLog:
 
     Args:
         folder: where `metrics.jsonl` and `metrics.json` (how far each tracker is) are kept.
-        resumed: step of the checkpoint that the run goes on from. A step after it whose
-            metrics an earlier process logged is taken again with the same result,
-            so these are not logged twice. Infinite to log everything.
+        resumed: step of the checkpoint that the run goes on from, -1 for none. A step after it
+            whose metrics an earlier process logged is taken again with the same result,
+            so these are not logged twice.
+        rewound: the run went back to it, and may go another way: all are logged again.
     """
 
-    def __init__(self, folder: Path, resumed: float | None) -> None:
+    def __init__(self, folder: Path, resumed: int, *, rewound: bool = False) -> None:
         self._closed = False
         self._path = folder / "metrics.jsonl"
         self._state_path = folder / "metrics.json"
         self._mutex = threading.Lock()
-        self._resumed = -1 if resumed is None else resumed
+        self._resumed = resumed
         self._floor: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         if self._state_path.exists():
@@ -78,8 +82,14 @@ class MetricLog:
                 logger.warning("%s is damaged: metrics are sent again", self._state_path)
         self._path.touch()
         self._drop_torn_tail()
+        if rewound:
+            # In the file too, since what it holds counts as logged at the next start.
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([resumed, 0.0, _REWOUND]) + "\n")
         self._repeated = dict(self._floor)
         for point in self._points(0, sys.maxsize)[0]:
+            if point.values is _REWOUND:
+                self._repeated = {k: min(s, point.step) for k, s in self._repeated.items()}
             for name in point.values:
                 self._repeated[name] = max(point.step, self._repeated.get(name, -1))
         self._floor = dict(self._repeated)
@@ -109,7 +119,12 @@ class MetricLog:
 
     def unsent(self, store: str, limit: int = 500) -> tuple[list[MetricPoint], int]:
         """Return the next points for a store, and what to give to `sent` afterwards."""
-        return self._points(self._sent.get(store, 0), limit)
+        found, offset = self._points(self._sent.get(store, 0), limit)
+        points = [point for point in found if point.values]
+        if found and not points:
+            self.sent(store, offset)
+            return self.unsent(store, limit)
+        return points, offset
 
     def sent(self, store: str, offset: int) -> None:
         """A store has everything before `offset`."""
@@ -147,7 +162,7 @@ class MetricLog:
                 offset += len(line)
                 try:
                     step, at, values = json.loads(line)
-                    points.append(MetricPoint(step, at, values))
+                    points.append(MetricPoint(step, at, values or _REWOUND))
                 except (ValueError, TypeError):
                     logger.warning("%s holds a damaged line: its metrics are lost", self._path)
         return points, offset
@@ -200,9 +215,20 @@ class MetricBuffer:
         self._stop.set()
         self._thread.join()
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether there are metrics that could not be written down."""
+        return bool(self._unwritten)
+
     def flush(self) -> None:
         """Write down all that was appended before this call."""
         with self._mutex:
+            self._flush()
+
+    def write(self, point: MetricPoint) -> None:
+        """Write down one point of a request, which is gone for good once it is applied."""
+        with self._mutex:
+            self._unwritten.append(point)
             self._flush()
 
     def _run(self) -> None:

@@ -47,6 +47,8 @@ def save(path: Path, items: Items, metadata: Mapping[str, Any]) -> PendingSave:
 
     context = ocp.Context()
     context.array.saving.use_compression = False
+    # Else a folder that can not be made leaves threads waiting that keep the process from ending.
+    context.asynchronous.create_directories_asynchronously = False
     with context:
         pending: PendingSave = ocp.save_checkpointables_async(
             path, dict(items), custom_metadata=dict(metadata)

@@ -39,9 +39,10 @@ Repair = Callable[[Record, Path], bool]
 def recover(ledger: Ledger) -> bool:
     """Finish what an earlier process began, whatever the point where it stopped.
 
-    Returns whether somebody removed checkpoints, and with them the end of the run.
+    Returns whether the end of the run is gone: it was discarded, or somebody removed it.
     """
     directory = ledger.directory
+    back = False
     for step, record in ledger.records().items():
         committed = directory.is_committed(step)
         if record.state == "saving" and record.logged and committed:
@@ -50,9 +51,10 @@ def recover(ledger: Ledger) -> bool:
             directory.remove_uncommitted(step)
             directory.to_trash(step)
             ledger.failed(step)
-        elif record.state == "evicting":
+        elif record.state == "evicting" or record.discarded:
             directory.to_trash(step)
-            ledger.evicted(step, "its eviction was completed after a kill")
+            ledger.evicted(step, record.discarded or "its eviction was completed after a kill")
+            back = back or bool(record.discarded)
         elif record.state == "complete" and not committed and directory.is_fetched(step):
             directory.fetched(step).rename(directory.path(step))  # what `_ensure_whole` began
         elif record.state == "complete" and not committed:
@@ -65,7 +67,7 @@ def recover(ledger: Ledger) -> bool:
         logger.exception("%s can not be emptied", directory.trash)
     complete = [s for s, r in ledger.records().items() if r.state == "complete"]
     newest = ledger.newest()
-    return bool(complete) and (newest is None or newest.step < max(complete))
+    return back or (bool(complete) and (newest is None or newest.step < max(complete)))
 
 
 def _adopt(ledger: Ledger) -> None:

@@ -57,7 +57,7 @@ def report_metrics(
     values, problems = host_floats(metrics)
     if problems:
         raise ConfigError(f"report_metrics: {'; '.join(problems.values())}")
-    return _ask(RunDirectory(directory), Measured(step, values), stores, timeout)
+    return _ask(RunDirectory(directory), Measured(step, values, time.time()), stores, timeout)
 
 
 def pin(

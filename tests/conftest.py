@@ -14,6 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--machine-runs", type=int, default=200, help="runs of the state machine, 50 steps each"
     )
+    parser.addoption("--flips", type=int, default=60, help="checkpoints to damage at random")
 
 
 @pytest.fixture(autouse=True)

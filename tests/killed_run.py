@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 
 import ckpt_callbacks as cc
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.inbox import Measured, submit
 from folder_store import FolderStore
 
+REPORTED = 3
 SCORES = [0.1, 0.9, 0.3, 0.2, 0.8, 0.4]
 
 
 def main() -> None:
     root = Path(sys.argv[1])
+    run_directory = RunDirectory(root / "run")
     callbacks = cc.Callbacks(
         cc.OrbaxCheckpoint(
             root / "run",
@@ -29,6 +33,9 @@ def main() -> None:
         for step in range(run.next_step, len(SCORES)):
             state = {"w": state["w"] + step}
             run.on_eval(step, {"score": SCORES[step]})
+            if step == REPORTED:
+                # What an evaluator asks for; its file stays until it is applied.
+                submit(run_directory, Measured(step - 1, {"late": 0.5}, 1.0))
             run.on_step(step, state, {"loss": float(step)})
 
 

@@ -1,6 +1,5 @@
 """Metrics on their way: read off the loop's thread, kept in a file, sent once."""
 
-import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def test_a_donated_metric_is_left_out_once_and_the_others_are_read(
 ) -> None:
     dead = jnp.float32(1)
     dead.delete()
-    log = MetricLog(tmp_path, None)
+    log = MetricLog(tmp_path, -1)
     read = threading.Event()
     buffer = MetricBuffer(log, read.set)
     buffer.append((3, {"dead": dead, "loss": jnp.float32(2)}))
@@ -55,18 +54,18 @@ def test_a_donated_metric_is_left_out_once_and_the_others_are_read(
 
 
 def test_each_store_reads_on_from_where_it_stopped(tmp_path: Path) -> None:
-    log = MetricLog(tmp_path, None)
+    log = MetricLog(tmp_path, -1)
     log.append(points(1, 2))
     assert all_steps(log, "a") == [1, 2]
     log.append(points(3))
 
     assert all_steps(log, "a") == [3]
     assert all_steps(log, "b") == [1, 2, 3]
-    assert all_steps(MetricLog(tmp_path, None), "b") == []  # after a restart
+    assert all_steps(MetricLog(tmp_path, -1), "b") == []  # after a restart
 
 
 def test_steps_taken_again_after_a_kill_are_not_logged_twice(tmp_path: Path) -> None:
-    first = MetricLog(tmp_path, None)
+    first = MetricLog(tmp_path, -1)
     first.append(points(*range(8)))
     first.append(points(5, val=0.5))
 
@@ -80,7 +79,7 @@ def test_steps_taken_again_after_a_kill_are_not_logged_twice(tmp_path: Path) -> 
 
 
 def test_a_late_metric_of_an_earlier_step_is_logged(tmp_path: Path) -> None:
-    MetricLog(tmp_path, None).append(points(10, val=0.1))
+    MetricLog(tmp_path, -1).append(points(10, val=0.1))
 
     again = MetricLog(tmp_path, resumed=10)
     again.append(points(5, val=0.5))
@@ -89,7 +88,7 @@ def test_a_late_metric_of_an_earlier_step_is_logged(tmp_path: Path) -> None:
 
 
 def test_repeats_are_known_after_the_file_was_emptied(tmp_path: Path) -> None:
-    log = MetricLog(tmp_path, None)
+    log = MetricLog(tmp_path, -1)
     log.append(points(1, 2, 3))
     all_steps(log)
     log.compact(["s"])
@@ -102,7 +101,7 @@ def test_repeats_are_known_after_the_file_was_emptied(tmp_path: Path) -> None:
 
 
 def test_the_file_is_not_emptied_while_a_store_needs_it(tmp_path: Path) -> None:
-    log = MetricLog(tmp_path, None)
+    log = MetricLog(tmp_path, -1)
     log.append(points(1))
     all_steps(log, "a")
 
@@ -112,18 +111,18 @@ def test_the_file_is_not_emptied_while_a_store_needs_it(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
-    MetricLog(tmp_path, None).append(points(1, 2))
+    MetricLog(tmp_path, -1).append(points(1, 2))
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-4])
 
-    log = MetricLog(tmp_path, None)
+    log = MetricLog(tmp_path, -1)
     log.append(points(9))
 
     assert all_steps(log) == [1, 9]
 
 
 def test_half_a_line_does_not_spoil_the_next(tmp_path: Path) -> None:
-    log = MetricLog(tmp_path, None)
+    log = MetricLog(tmp_path, -1)
     log.append(points(1))
     with pytest.MonkeyPatch.context() as full:
         real = Path.open
@@ -142,16 +141,26 @@ def test_half_a_line_does_not_spoil_the_next(tmp_path: Path) -> None:
 
 
 def test_a_rewound_run_logs_everything_again(tmp_path: Path) -> None:
-    MetricLog(tmp_path, None).append(points(1, 2))
+    MetricLog(tmp_path, -1).append(points(1, 2))
 
-    again = MetricLog(tmp_path, resumed=math.inf)
-    again.append(points(1, 2))
+    again = MetricLog(tmp_path, resumed=0, rewound=True)
+    again.append(points(1))
 
-    assert all_steps(again) == [1, 2, 1, 2]
+    assert all_steps(again) == [1, 2, 1]
+    # A kill later it still knows which way it goes.
+    third = MetricLog(tmp_path, resumed=0)
+    third.append(points(1, 2))
+    assert all_steps(third) == [2]
+    third.compact(["s"])
+    MetricLog(tmp_path, resumed=2, rewound=True)
+    last = MetricLog(tmp_path, resumed=2)
+    assert all_steps(last) == []
+    last.compact(["s"])
+    assert not (tmp_path / "metrics.jsonl").read_text(), "a mark that nobody needs was kept"
 
 
 def test_nan_and_infinities_pass(tmp_path: Path) -> None:
-    log = MetricLog(tmp_path, None)
+    log = MetricLog(tmp_path, -1)
     log.append(points(1, a=float("nan"), b=float("inf")))
 
     assert str(log.unsent("s")[0][0].values) == "{'a': nan, 'b': inf}"

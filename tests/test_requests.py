@@ -62,7 +62,7 @@ def test_an_evaluator_in_another_process_ranks_again_within_a_second(tmp_path: P
         report(root, 0, 0.9)
         assert moved.seen.wait(30)
         asked = time.monotonic()
-        submit(RunDirectory(root), Measured(1, {"score": 0.95}))
+        submit(RunDirectory(root), Measured(1, {"score": 0.95}, asked))
         while run.unmeasured:
             assert time.monotonic() < asked + 30
         applied = time.monotonic() - asked
