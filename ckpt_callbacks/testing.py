@@ -16,6 +16,7 @@ contract shows both sides.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -53,10 +54,17 @@ S = TypeVar("S", bound=Store)
 
 
 class Recorder:
-    """A plugin that keeps every event it gets, in `events`."""
+    """A plugin that keeps every event it gets in `events`, and its thread's name in `threads`."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.threads: list[str] = []
+        self._mutex = threading.Lock()
+
+    def _add(self, event: Event) -> None:
+        with self._mutex:
+            self.events.append(event)
+            self.threads.append(threading.current_thread().name)
 
     def of(self, kind: type[Event]) -> list[Event]:
         """Return the events of one kind, in order."""
@@ -64,43 +72,43 @@ class Recorder:
 
     @hookimpl
     def on_run_started(self, event: RunStarted) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_step(self, event: Step) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_eval(self, event: Eval) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_saved(self, event: Saved) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_save_failed(self, event: SaveFailed) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_mirrored(self, event: Mirrored) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_mirror_failed(self, event: MirrorFailed) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_promoted(self, event: Promoted) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_evicted(self, event: Evicted) -> None:
-        self.events.append(event)
+        self._add(event)
 
     @hookimpl
     def on_run_ended(self, event: RunEnded) -> None:
-        self.events.append(event)
+        self._add(event)
 
 
 class FakeClock(Clock):

@@ -1,13 +1,18 @@
 """Plugins: what is refused, who is called, and what a failing one does to the others."""
 
 import logging
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ckpt_callbacks as cc
 from ckpt_callbacks.events import Evicted, RunEnded, Step
 from ckpt_callbacks.hooks import NEVER, Hooks
+from ckpt_callbacks.testing import MemoryStore, Recorder
+from loops import callbacks_in, train
 
 
 class Steps:
@@ -170,3 +175,39 @@ def test_a_listener_may_cause_an_event() -> None:
     echo.hooks.emit(Evicted("local", 1, ""))
 
     assert seen == ["local", "other"]
+
+
+def test_order_and_threads_are_as_documented(tmp_path: Path) -> None:
+    recorder = Recorder()
+    callbacks = callbacks_in(tmp_path / "run", MemoryStore(), recorder, keep=cc.LatestN(1))
+    train(callbacks, 3, {1: 0.5})
+
+    events = recorder.events
+    loop = threading.main_thread().name
+    where = {type(e): set[str]() for e in events}
+    for event, thread in zip(events, recorder.threads, strict=True):
+        where[type(event)].add(thread)
+    assert where == {
+        cc.RunStarted: {loop},
+        cc.Step: {loop},
+        cc.Eval: {loop},
+        cc.RunEnded: {loop},
+        cc.Saved: {"ckpt-saver"},
+        cc.Evicted: {"ckpt-saver", "ckpt-memory"},
+        cc.Mirrored: {"ckpt-memory"},
+        cc.Promoted: {"ckpt-memory"},
+    }
+    assert isinstance(events[0], cc.RunStarted)
+    assert isinstance(events[-1], cc.RunEnded)
+
+    def at(kind: type[Any], step: int) -> int:
+        return next(i for i, e in enumerate(events) if isinstance(e, kind) and e.step == step)
+
+    assert at(cc.Eval, 1) < at(cc.Step, 1)
+    for step in {e.step for e in events if isinstance(e, cc.Mirrored)}:
+        assert at(cc.Saved, step) < at(cc.Mirrored, step) < at(cc.Promoted, step)
+    for i, event in enumerate(events):
+        if isinstance(event, cc.Evicted):
+            # Another one has taken its place before: on disk, and by name in a store.
+            kind = cc.Saved if event.store == "local" else cc.Promoted
+            assert any(isinstance(e, kind) and e.step > event.step for e in events[:i])
