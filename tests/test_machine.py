@@ -143,7 +143,8 @@ class Machine(RuleBasedStateMachine):
                 kept = self.ledger.decision().kept.keys()
                 held = service.copies.keys() & kept
                 self.workers[which]._round()
-                assert service.keep or held <= service.copies.keys()
+                by_policy = not service.keep and not self.ledger._lost
+                assert not by_policy or held <= service.copies.keys()
 
         self.guarded(body)
 
@@ -272,15 +273,14 @@ class Machine(RuleBasedStateMachine):
         assert self.folders() == decision.kept.keys()
         for service in self.services:
             history = [Candidate(r.step, r.metrics, r.time) for r in records.values()]
-            pins = self.ledger._run.pins
-            own = narrow(decision, self.policy, service.keep, history, pins)
+            # A step whose folder somebody removed counts where a copy of it is left.
+            lost = self.ledger._lost & service.copies.keys()
+            there = [records[s] for s in {*self.ledger.steps(), *lost}]
+            joint, pins = self.ledger._decide(there), self.ledger._run.pins
+            own = narrow(joint, self.policy, service.keep, history, pins)
             stale = {s for n, s in service.aliases.items() if n not in own.aliases}
-            # Of a step whose folder somebody removed it may hold the only copy.
-            extra = {s for s in service.copies if s in records and s in self.ledger._lost}
-            assert own.kept.keys() - service.copies.keys() <= stale
-            assert service.copies.keys() - own.kept.keys() <= stale | extra
-            if not extra:
-                assert own.aliases.items() <= service.aliases.items()
+            assert service.copies.keys() - stale == own.kept.keys() - stale
+            assert own.aliases.items() <= service.aliases.items()
         assert not list(self.directory.trash.iterdir())  # type: ignore[union-attr]
         left = {s for s, r in self.ledger.records().items() if r.state != "complete"}
         assert all(self.ledger.records()[s].copies for s in left)
