@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -64,6 +65,13 @@ class Callbacks:
                 f"Callbacks: {self._stores[0].title} mirrors a run directory, "
                 "so an OrbaxCheckpoint must be given too"
             )
+        for store in self._stores:
+            # It is the name of a folder, and a key in records.
+            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", store.name):
+                raise ConfigError(
+                    f"Callbacks: the name of a store must be lower-case letters, digits, '-' and "
+                    f"'_', which {store.name!r} is not"
+                )
         names = [s.name for s in self._stores]
         if twice := {n for n in names if names.count(n) > 1}:
             raise ConfigError(f"Callbacks: two stores have the name {', '.join(twice)}")

@@ -326,6 +326,8 @@ def test_a_wrong_place_is_refused(tmp_path: Path) -> None:
         (lambda: cc.Callbacks(MemoryStore()), "an OrbaxCheckpoint must be given too"),
         (lambda: callbacks_in(Path("r"), MemoryStore(), MemoryStore()), "two stores have the name"),
         (lambda: callbacks_in(Path("r"), cc.OrbaxCheckpoint("b", cc.EveryNSteps(1), KEEP)), "one"),
+        (lambda: callbacks_in(Path("r"), MemoryStore("../x")), "which '../x' is not"),
+        (lambda: cc.Callbacks(grace=-1), "grace must be a number of seconds from 0"),
         (lambda: cc.OrbaxCheckpoint("r", 50, KEEP), "save: 50 is no policy"),
         (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps(1), 3), "keep: 3 is no policy"),
         (lambda: cc.Callbacks().run({}, config={"f": len}), "config must hold JSON values only"),
