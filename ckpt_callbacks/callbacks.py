@@ -65,16 +65,7 @@ class Callbacks:
                 f"Callbacks: {self._stores[0].title} mirrors a run directory, "
                 "so an OrbaxCheckpoint must be given too"
             )
-        for store in self._stores:
-            # It is the name of a folder, and a key in records.
-            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", store.name):
-                raise ConfigError(
-                    f"Callbacks: the name of a store must be lower-case letters, digits, '-' and "
-                    f"'_', which {store.name!r} is not"
-                )
-        names = [s.name for s in self._stores]
-        if twice := {n for n in names if names.count(n) > 1}:
-            raise ConfigError(f"Callbacks: two stores have the name {', '.join(twice)}")
+        _check_names(self._stores)
         self._checkpoint = checkpoints[0] if checkpoints else None
         self._plugins = [p for p in plugins if not isinstance(p, OrbaxCheckpoint)]
         self._drain_limit, self._grace, self._clock = drain_limit, grace, clock or Clock()
@@ -132,6 +123,19 @@ class Callbacks:
             grace=self._grace,
             clock=self._clock,
         )
+
+
+def _check_names(stores: list[Store]) -> None:
+    """Check what becomes the name of a folder, and a key in records."""
+    names = [store.name for store in stores]
+    for name in names:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
+            raise ConfigError(
+                "Callbacks: the name of a store must be lower-case letters, digits, '-' and '_', "
+                f"which {name!r} is not"
+            )
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise ConfigError(f"Callbacks: two stores have the name {', '.join(twice)}")
 
 
 def _has_hooks(plugin: object) -> bool:

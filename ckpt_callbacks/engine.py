@@ -36,9 +36,7 @@ def _naming(directory: RunDirectory) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, CkptCallbacksError):
             raise
-        raise ConfigError(
-            f"cannot write to the run directory {directory.root}: {error.strerror}"
-        ) from error
+        raise ConfigError(f"cannot write to the run directory {directory.root}: {error}") from error
 
 
 class Engine:

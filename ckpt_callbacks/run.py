@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.engine import Engine
 from ckpt_callbacks.errors import CkptCallbacksWarning, ConfigError, SaveError, UsageError
+from ckpt_callbacks.evaluations import Evaluations
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
@@ -26,16 +26,14 @@ from ckpt_callbacks.preemption import Preemption
 from ckpt_callbacks.recovery import Resume
 from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.restore import read
-from ckpt_callbacks.retention import ranked_metrics
 from ckpt_callbacks.stores import Store
 
 __all__ = ["Run"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
-
-_MISSES = 3
-"""After this many evaluations in a row that met no checkpoint a warning tells of it."""
+_Taken = tuple[int, Any, Mapping[str, Any] | None, Mapping[str, Any] | None]
+"""What `on_step` was given: step, state, metrics, metadata."""
 
 
 class Run(Generic[S]):
@@ -68,17 +66,11 @@ class Run(Generic[S]):
         self._engine: Engine | None = None
         self._restored = True
         self._log: Callable[[tuple[int, Mapping[str, Any]]], object] = _drop
-        self._evaluated: dict[int, dict[str, float]] = {}
-        self._missed: list[int] = []
-        # An evaluation may come from another thread, just while its step is being saved.
-        self._evaluating = threading.RLock()
-        self._latest: tuple[int, Any, Mapping[str, Any] | None, Mapping[str, Any] | None] | None
-        self._latest = None
+        self._evaluations = Evaluations(checkpoint)
+        self._latest: _Taken | None = None
         self._last: int | None = None
-        self._unmet_saves: list[int] = []
         self._last_chance_used = False
         self._saved_at = 0.0
-        self._warned: set[str] = set()
         self._entered = self._started = False
         self._error: Exception | None = None
         self._pid = os.getpid()
@@ -210,9 +202,9 @@ class Run(Generic[S]):
         """
         if metrics is not None:
             self._log((step, dict(metrics)))
-        self._latest = (step, state, metrics, metadata)
+        self._latest = taken = (step, state, metrics, metadata)
         if step >= self._gate:
-            self._due(step, state, metrics or {}, metadata)
+            self._due(taken)
 
     def on_eval(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Tell how good the state of `step` is. Call it before `on_step(step, …)`.
@@ -233,13 +225,13 @@ class Run(Generic[S]):
         for problem in problems.values():
             warnings.warn(problem, CkptCallbacksWarning, stacklevel=2)
         if self._engine and os.getpid() == self._pid:
-            with self._evaluating:
+            with self._evaluations.mutex:
                 try:
                     ranked = self._engine.evaluate(step, values)
                 except OSError as error:  # such as a full disk
                     logger.error("the evaluation of step %d ranks nothing: %s", step, error)
                     return
-                self._evaluation(step, values, ranked=ranked)
+                self._evaluated(step, values, self._engine, ranked=ranked)
         else:
             self._hooks.emit(Eval(step, values))
         self._raise_stopped()
@@ -265,7 +257,7 @@ class Run(Generic[S]):
             self._first_step(step)
         if self._last is not None and step <= self._last:
             raise UsageError(f"step {step} is not newer than {self._last}, which was saved before")
-        self._save(step, state, metrics or {}, metadata, self._engine)
+        self._save((step, state, metrics, metadata), self._engine)
         self._set_gate()
 
     def wait(self) -> None:
@@ -284,14 +276,9 @@ class Run(Generic[S]):
             return Summary([], [], [])
         return summarize(self._directory, [f"{s.title}: {s.hint()}" for s in self._stores])
 
-    def _due(
-        self,
-        step: int,
-        state: S,
-        metrics: Mapping[str, Any],
-        metadata: Mapping[str, Any] | None,
-    ) -> None:
-        """Do what is due at `step`, and find out when the next thing is."""
+    def _due(self, taken: _Taken) -> None:
+        """Do what is due at a step, and find out when the next thing is."""
+        step, state, metrics, _ = taken
         if os.getpid() != self._pid:
             return  # a forked child
         if self._checkpoint and not self._engine:
@@ -303,25 +290,17 @@ class Run(Generic[S]):
             self._preemption.reached(step)
         if self._checkpoint and self._engine:
             if self._last_chance(step):
-                self._save(step, state, metrics, metadata, self._engine)
+                self._save(taken, self._engine)
             elif step >= self._next_save:
-                self._save_if_due(step, state, metrics, metadata, self._checkpoint, self._engine)
+                self._save_if_due(taken, self._checkpoint, self._engine)
         if step >= self._next_hook:
-            self._next_hook = self._hooks.step(Step(step, state, metrics))
+            self._next_hook = self._hooks.step(Step(step, state, metrics or {}))
         self._set_gate()
         self._raise_stopped()
 
-    def _save_if_due(
-        self,
-        step: int,
-        state: S,
-        metrics: Mapping[str, Any],
-        metadata: Mapping[str, Any] | None,
-        checkpoint: OrbaxCheckpoint,
-        engine: Engine,
-    ) -> None:
-        with self._evaluating:
-            evaluated = dict(self._evaluated.get(step, {}))
+    def _save_if_due(self, taken: _Taken, checkpoint: OrbaxCheckpoint, engine: Engine) -> None:
+        step = taken[0]
+        evaluated = self._evaluations.of(step)
 
         def would_keep() -> bool:
             engine.wait()  # else the answer would depend on how fast the last save is
@@ -339,7 +318,7 @@ class Run(Generic[S]):
         )
         skipped = checkpoint.busy == "skip" and engine.busy
         if step != self._last and not skipped and checkpoint.save.due(context):
-            self._save(step, state, metrics, metadata, engine)
+            self._save(taken, engine)
         self._next_save = checkpoint.save.next_due(step)
 
     def _last_chance(self, step: int) -> bool:
@@ -354,67 +333,33 @@ class Run(Generic[S]):
         latest, self._latest = self._latest, None
         if latest is None or (self._last is not None and latest[0] <= self._last):
             return
-        step, state, metrics, metadata = latest
-        if self._last_chance(step) or policy.at_end(status):
-            self._save(step, state, metrics or {}, metadata, engine)
+        if self._last_chance(latest[0]) or policy.at_end(status):
+            self._save(latest, engine)
 
-    def _save(
-        self,
-        step: int,
-        state: S,
-        metrics: Mapping[str, Any],
-        metadata: Mapping[str, Any] | None,
-        engine: Engine,
-    ) -> None:
+    def _save(self, taken: _Taken, engine: Engine) -> None:
+        step, state, metrics, metadata = taken
         _check_json(metadata)
         engine.wait()  # before the lock: a listener of the last save may evaluate
-        with self._evaluating:
-            evaluated = self._evaluated.pop(step, {})
-            self._check_metrics(step, evaluated, metrics)
+        with self._evaluations.mutex:
+            evaluated = self._evaluations.take(step, metrics or {})
             self._last, self._saved_at = step, self._clock.monotonic()
-            engine.save(step, state, evaluated, metrics, metadata or {})
-            # Evaluations of steps that passed without a save rank nothing.
-            self._missed += sorted(s for s in self._evaluated if s < step)
-            self._unmet_saves.append(step)
-            if evaluated:
-                self._met()
-            self._evaluated = {s: m for s, m in self._evaluated.items() if s > step}
-        self._check_met()
+            engine.save(step, state, evaluated, metrics or {}, metadata or {})
         if self._checkpoint and self._checkpoint.synchronous:
             engine.settle()
 
-    def _evaluation(self, step: int, values: Mapping[str, float], *, ranked: bool) -> None:
-        """Note an evaluation of a step that may yet be saved, or never was."""
+    def _evaluated(
+        self, step: int, values: Mapping[str, float], engine: Engine, *, ranked: bool
+    ) -> None:
+        """Note an evaluation: of a checkpoint, of a step that may become one, or of neither."""
         if ranked:
-            self._met()
+            self._evaluations.met()
         elif self._last is None or step > self._last:
-            self._evaluated.setdefault(step, {}).update(values)
-        elif self._engine and not self._engine.ledger.was_evicted(step):
-            self._missed.append(step)
-            self._check_met()
+            self._evaluations.add(step, values)
+        elif not engine.ledger.was_evicted(step):
+            self._evaluations.missed(step)
         if self._checkpoint and self._checkpoint.save.watches_evaluations:
             self._next_save = min(self._next_save, step)
             self._gate = min(self._gate, step)
-
-    def _met(self) -> None:
-        self._missed.clear()
-        self._unmet_saves.clear()
-
-    def _check_met(self) -> None:
-        """Warn once when evaluations and checkpoints keep missing each other."""
-        if (
-            min(len(self._missed), len(self._unmet_saves)) < _MISSES
-            or self._checkpoint is None
-            or not ranked_metrics(self._checkpoint.keep)
-        ):
-            return
-        self._warn_once(
-            "met",
-            f"evaluations and checkpoints never meet, so nothing ranks: evaluated were steps "
-            f"{_few(self._missed)}, saved were steps {_few(self._unmet_saves)} "
-            f"({self._checkpoint.save}). Evaluate at steps that are saved, before on_step, or "
-            "save on evaluations with OnEval()",
-        )
 
     def _first_step(self, step: int) -> None:
         if not self._restored:
@@ -430,7 +375,7 @@ class Run(Generic[S]):
         self._next_hook = self._hooks.first_step(step)
         if self._checkpoint:
             due = self._checkpoint.save.next_due(self._last)
-            self._next_save = step if step in self._evaluated else due
+            self._next_save = step if self._evaluations.of(step) else due
         self._started = True
 
     def _set_gate(self) -> None:
@@ -460,33 +405,9 @@ class Run(Generic[S]):
             error, self._error = self._error, None
             raise error
 
-    def _check_metrics(
-        self, step: int, evaluated: Mapping[str, float], metrics: Mapping[str, Any]
-    ) -> None:
-        """Warn once when an evaluation lacks what the policy ranks by."""
-        if not evaluated or self._checkpoint is None:
-            return
-        seen = {*evaluated, *metrics}
-        if missing := set(ranked_metrics(self._checkpoint.keep)) - seen:
-            self._warn_once(
-                "metrics",
-                f"the evaluation of step {step} has no {', '.join(sorted(missing))}, which "
-                f"{self._checkpoint.keep} ranks by, so it can not be best; "
-                f"the metrics were {', '.join(sorted(seen))}",
-            )
-
-    def _warn_once(self, kind: str, text: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(text, CkptCallbacksWarning, stacklevel=7)
-
 
 def _drop(point: tuple[int, Mapping[str, Any]]) -> None:
     """Take metrics where there is no directory to keep them."""
-
-
-def _few(steps: list[int]) -> str:
-    return ", ".join(map(str, steps[:_MISSES])) + "…" * (len(steps) > _MISSES)
 
 
 def _check_json(metadata: Mapping[str, Any] | None) -> None:

@@ -134,9 +134,12 @@ def test_the_handler_that_was_there_is_called_and_put_back(tmp_path: Path) -> No
 
 def test_a_forked_child_is_ended_by_sigterm(tmp_path: Path) -> None:
     wait = """
+            ready, tell = os.pipe()
             child = os.fork()
-            if child == 0:
+            if child == 0:  # a signal before this would be lost: Python clears what is pending
+                os.write(tell, b"x")
                 never.wait()
+            os.read(ready, 1)
             os.kill(child, signal.SIGTERM)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), run.should_stop, flush=True)
             break
