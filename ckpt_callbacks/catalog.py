@@ -25,21 +25,27 @@ def stores_of(run: RunFile) -> list[Store]:
     """Return the stores that `run` was mirrored to, as far as they can be made here."""
     stores: list[Store] = []
     for name in run.stores:
-        try:
-            stores.append(_make(name, run.settings[name]))
-        except Exception as error:  # whatever a factory of somebody else raises
-            text = f"{type(error).__name__}: {error}"
-            logger.warning("the store %r is left out, since it can not be made: %s", name, text)
+        why = "it did not say how"
+        if name in run.settings:
+            try:
+                stores.append(_make(name, run.settings[name]))
+                continue
+            except Exception as error:  # whatever a factory of somebody else raises
+                why = f"{type(error).__name__}: {error}"
+        logger.warning("the store %r is left out, since it can not be made here: %s", name, why)
     return stores
 
 
-def info_of(directory: RunDirectory, run: RunFile, store: str, *, reading: bool) -> RunInfo:
-    """Return what a store of `run` is opened with."""
+def info_of(
+    directory: RunDirectory, run: RunFile, store: str, config: Mapping[str, Any] | None
+) -> RunInfo:
+    """Return what a store of `run` is opened with: to read only if there is no `config`."""
+    reading = config is None
     return RunInfo(
         run_id=run.run_id,
         name=directory.root.name,
-        config={},
-        scratch=directory.meta / "stores" / store,
+        config=config or {},
+        scratch=directory.meta / "stores" / store if reading else directory.scratch(store),
         remembered=run.stores.get(store, {}),
         reading=reading,
     )

@@ -61,6 +61,7 @@ _ABANDONED = 600.0
 _owned: dict[Path, IO[str]] = {}
 """The lock files of this process. Held here, since a lock goes when its file object does."""
 _owned_mutex = threading.Lock()
+os.register_at_fork(after_in_child=_owned.clear)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -122,7 +123,7 @@ class RunDirectory:
                 self._acquire(brief)
             except DirectoryLocked:
                 # Of two brief ones the second sees to its own waiting.
-                if brief or not self._read_owner().get("brief") or time.monotonic() > deadline:
+                if brief or self._is_taken() or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
             else:
@@ -132,30 +133,13 @@ class RunDirectory:
         try:
             for folder in (self.records, self.trash, self.inbox):
                 folder.mkdir(parents=True, exist_ok=True)
-            # Opened once and never elsewhere: closing any handle to the file drops the lock.
-            # A record lock, because a plain flock survives in forked children.
-            lock = (self.meta / "lock").open("a")
+            with _owned_mutex:
+                self._lock()
         except OSError as error:
             raise ConfigError(
                 f"cannot write to the run directory {self.root}: {error.strerror}; "
                 "choose another directory, or change its permissions"
             ) from error
-        real = self.root.resolve()
-        with _owned_mutex:
-            try:
-                if real in _owned:  # record locks do not exclude within one process
-                    raise DirectoryLocked(f"{self.root} is in use by another run of this process")
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                lock.close()
-                raise DirectoryLocked(
-                    f"{self.root} is in use by {self._owner()}: wait until it ends, "
-                    "or choose another directory"
-                ) from error
-            except DirectoryLocked:
-                lock.close()
-                raise
-            _owned[real] = lock
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         me |= {"brief": brief}
         try:
@@ -164,6 +148,28 @@ class RunDirectory:
         except BaseException:
             self.release()
             raise
+
+    def _lock(self) -> None:
+        real = self.root.resolve()
+        if real in _owned:  # record locks do not exclude within one process
+            raise DirectoryLocked(f"{self.root} is in use by another run of this process")
+        # Opened by its owner only: closing any other handle to the file would drop the lock.
+        # A record lock, because a plain flock survives in forked children.
+        lock = (self.meta / "lock").open("a")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise DirectoryLocked(
+                f"{self.root} is in use by {self._owner()}: wait until it ends, "
+                "or choose another directory"
+            ) from error
+        _owned[real] = lock
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process owns the directory."""
+        return self.root.resolve() in _owned
 
     def _sweep(self) -> None:
         """Remove what a `replace_text` that was killed left behind."""
@@ -179,6 +185,8 @@ class RunDirectory:
         """Give up ownership."""
         with _owned_mutex:
             if lock := _owned.pop(self.root.resolve(), None):
+                with suppress(OSError):
+                    (self.meta / "owner.json").unlink(missing_ok=True)
                 lock.close()
 
     def _owner(self) -> str:
@@ -189,6 +197,18 @@ class RunDirectory:
         except (KeyError, TypeError):
             return "another process"
 
+    def _is_taken(self) -> bool:
+        """Return whether the owner has said that it is there for more than a moment.
+
+        One that has just begun has not said anything yet, or what an earlier one said is there.
+        """
+        owner = self._read_owner()
+        pid = owner.get("pid")
+        here = owner.get("host") == socket.gethostname() and isinstance(pid, int)
+        if not owner or (here and not Path(f"/proc/{pid}").exists() and Path("/proc").exists()):
+            return self.is_mine
+        return not owner.get("brief")
+
     def _read_owner(self) -> dict[str, Any]:
         try:
             return dict(json.loads((self.meta / "owner.json").read_text()))
@@ -196,6 +216,18 @@ class RunDirectory:
             return {}
 
     # Records
+
+    def open_run(self) -> RunFile:
+        """Return what is known of the run.
+
+        Raises:
+            ConfigError: this is no run directory.
+            RecordError: `run.json` is damaged or of a newer format.
+        """
+        run = self.read_run()
+        if run is None:
+            raise ConfigError(f"{self.root} is no run directory: it has no .ckpt_callbacks")
+        return run
 
     def read_run(self) -> RunFile | None:
         """Return the content of `run.json`, or `None` where no run ever started."""
@@ -259,6 +291,19 @@ class RunDirectory:
                 on_damage(path, problem)
         return dict(sorted(records.items()))
 
+    def complete_records(self) -> dict[int, Record]:
+        """Return the records of the checkpoints that can be read, in order.
+
+        Raises:
+            RecordError: one is damaged, or of a newer format.
+        """
+        return {s: r for s, r in self.read_records().items() if self.is_readable(r)}
+
+    def is_readable(self, record: Record) -> bool:
+        """Return whether the checkpoint of a record counts and is there."""
+        whole = record.state == "complete" and not record.discarded
+        return whole and self.is_committed(record.step)
+
     def write_record(self, record: Record) -> None:
         """Replace the record of a step."""
         replace_text(self.records / f"{record.step}.json", record_to_json(record))
@@ -308,14 +353,13 @@ class RunDirectory:
         path.rename(self.trash / f"{step}-{time.time_ns()}")
         fsync(self.root)
 
-    def fetched(self, step: int) -> Path:
-        """Return the folder for a checkpoint that comes from elsewhere, until it is whole."""
-        return self.trash / f"{step}-fetched"
+    def fetching(self, step: int) -> Path:
+        """Return the folder for a checkpoint that comes from elsewhere."""
+        return self.trash / f"{step}-fetching"
 
-    def is_fetched(self, step: int) -> bool:
-        """Return whether that folder holds a whole checkpoint: it is made read-only last."""
-        mark = self.fetched(step) / "_CHECKPOINT_METADATA"
-        return mark.is_file() and not mark.stat().st_mode & 0o200
+    def fetched(self, step: int) -> Path:
+        """Return the folder of a checkpoint that came from elsewhere and is whole."""
+        return self.trash / f"{step}-fetched"
 
     def set_aside(self, path: Path) -> Path:
         """Move a damaged file or folder to where nothing reads it and nothing removes it."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+from ckpt_callbacks.catalog import info_of
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CkptCallbacksError, ConfigError
@@ -20,12 +20,15 @@ from ckpt_callbacks.metrics import MetricBuffer, MetricLog
 from ckpt_callbacks.policy import KeepPolicy
 from ckpt_callbacks.recovery import Resume, choose, copy_from, recover
 from ckpt_callbacks.saver import Saver
-from ckpt_callbacks.stores import MetricPoint, RunInfo, Store, Tracker
+from ckpt_callbacks.stores import MetricPoint, Store, Tracker
 from ckpt_callbacks.worker import Worker
 
 __all__ = ["Engine"]
 
 logger = logging.getLogger("ckpt_callbacks")
+
+_PIECE = 0.1
+"""Seconds to wait at a time."""
 
 
 @contextmanager
@@ -51,7 +54,7 @@ class Engine:
         resume: the checkpoint to go on from.
         discard_newer: whether those after it go.
         training: whether a loop follows; if not, what is there is only brought in order.
-        failed: gets the error of every save that fails.
+        failed: gets step and error of every save that fails.
         clock: the clocks.
 
     Raises:
@@ -72,7 +75,7 @@ class Engine:
         resume: Resume = "last",
         discard_newer: bool = False,
         training: bool = True,
-        failed: Callable[[Exception], None] = lambda error: None,
+        failed: Callable[[int, BaseException], None] = lambda step, error: None,
         clock: Clock | None = None,
     ) -> None:
         self.directory = directory
@@ -87,48 +90,61 @@ class Engine:
         self._exit.callback(directory.release)
         with _naming(directory), self._exit:
             policies = {store.name: store.keep for store in stores}
-            self.ledger = Ledger(directory, keep, self._wake, policies, clock.time)
-            self._exit.callback(self.ledger.close)
-            back = recover(self.ledger)
-            infos = [self._info(store, config) for store in stores]
+            known = directory.read_run()
+            all_here = training or known is None or known.stores.keys() <= policies.keys()
+            self.ledger = ledger = Ledger(
+                directory, keep, self._wake, policies, clock.time, all_here=all_here
+            )
+            self._exit.callback(ledger.close)
+            recover(ledger)
+            infos = [info_of(directory, ledger.run, store.name, config) for store in stores]
             repair = partial(copy_from, list(zip(stores, infos, strict=True)))
-            self.resumed = self.ledger.newest()
-            if training:
-                self.resumed, rewound = choose(self.ledger, resume, discard_newer, repair)
-                back = back or rewound
-            last = self.resumed.step if self.resumed else -1
-            self._log = log = MetricLog(directory.meta, last, rewound=back)
+            chosen = choose(ledger, resume, discard_newer, repair) if training else ledger.newest()
+            self.resumed = chosen
+            went_back = ledger.run.rewound
+            self._log = log = MetricLog(
+                directory.meta, chosen.step if chosen else -1, rewound=went_back
+            )
             self._exit.callback(log.close)
             self._buffer = buffer = MetricBuffer(log, self._wake, clock.time)
             self._exit.callback(buffer.close)
-            self._inbox = Inbox(directory, self.ledger.mutex, self._announce, self._apply)
-            self._inbox.look()
-            self._saver = saver = Saver(self.ledger, hooks, buffer.flush, failed)
-            if back:
+            log.expect([store.name for store in stores if isinstance(store, Tracker)])
+            self._inbox = Inbox(directory, ledger.mutex, self._announce, self._apply)
+            self._saver = saver = Saver(ledger, hooks, buffer.flush, failed)
+            if went_back is not None:
+                ledger.went_back(None)
                 saver.evict()  # before a step that was discarded is taken again
+            self._show_change()
             saver.start()
             self._exit.callback(saver.close)
             for store, info in zip(stores, infos, strict=True):
-                worker = Worker(store, info, self.ledger, log, hooks)
+                worker = Worker(store, info, ledger, log, hooks)
                 worker.start()
                 self._workers.append(worker)
                 self._exit.callback(worker.abandon)
-            self._inbox.start()
-            self._exit.callback(self._inbox.close)
             self._exit = self._exit.pop_all()
         self.save = saver.save
         self.wait = saver.wait
         self.settle = saver.settle
+        self.report = saver.report
         self.log = buffer.append
+        self._wake()
+
+    def begin(self) -> None:
+        """Apply what other processes have asked meanwhile, and from now on what they ask."""
+        self._inbox.look()
+        self._inbox.start()
+        self._exit.callback(self._inbox.close)
+
+    def _show_change(self) -> None:
         if leaving := self.ledger.leaving():
             logger.warning(
                 "the keep policy of %s was changed to %s. Once a newer checkpoint is complete "
                 "everywhere, these go: %s",
-                directory.root,
-                keep,
+                self.directory.root,
+                self.ledger.policy,
                 "; ".join(f"step {step} ({reason})" for step, reason in leaving.items()),
             )
-        self._wake()
 
     @property
     def busy(self) -> bool:
@@ -144,8 +160,8 @@ class Engine:
         self._buffer.append((step, metrics))
         return self.ledger.measured(step, metrics)
 
-    def close(self, status: str, limit: float) -> dict[str, str]:
-        """Finish all work, waiting at most `limit` seconds for the stores.
+    def close(self, status: str, left: Callable[[], float]) -> dict[str, str]:
+        """Finish all work, waiting for the stores while `left` returns more than 0 seconds.
 
         Returns what each store still lacks, by name.
         """
@@ -153,26 +169,17 @@ class Engine:
             self.wait()
             self._inbox.close()
             self._buffer.close()
-            unsent = self._drain(status, limit)
-            trackers = [w.store.name for w in self._workers if isinstance(w.store, Tracker)]
+            unsent = self._drain(status, left)
             if self._buffer.unwritten:
                 lost = "metrics could not be written to the run directory"
+                trackers = [w.store.name for w in self._workers if isinstance(w.store, Tracker)]
                 unsent |= {name: unsent.get(name, lost) for name in trackers}
             try:
                 self.ledger.entered(status)
-                self._log.compact(trackers)
+                self._log.compact()
             except OSError as error:  # such as a full disk
                 logger.error("%s can not be written: %s", self.directory.meta, error)
         return unsent
-
-    def _info(self, store: Store, config: Mapping[str, Any]) -> RunInfo:
-        return RunInfo(
-            run_id=self.ledger.run_id,
-            name=self.directory.root.name,
-            config=config,
-            scratch=self.directory.scratch(store.name),
-            remembered=self.ledger.remembered(store.name),
-        )
 
     def _announce(self, request: Request) -> None:
         if isinstance(request, Measured):
@@ -192,19 +199,21 @@ class Engine:
         if self._saver:
             self._saver.wake()
 
-    def _drain(self, status: str, limit: float) -> dict[str, str]:
+    def _drain(self, status: str, left: Callable[[], float]) -> dict[str, str]:
         for worker in self._workers:
             worker.finish(status)
-        deadline = time.monotonic() + limit
         unsent: dict[str, str] = {}
         for worker in self._workers:
-            if not worker.join(max(0.0, deadline - time.monotonic())):
+            # In short pieces, since a notice of preemption may make it less.
+            while not worker.join(min(_PIECE, max(0.0, left()))) and left() > 0:
+                pass
+            worker.abandon()
+            if not worker.done:
                 unsent[worker.store.name] = worker.failure or "still busy"
                 logger.warning(
-                    "%s does not have everything after %.0f s (%s). It is kept in %s: "
-                    "the next run there sends it.",
+                    "%s does not have everything yet (%s). It is kept in %s: the next run there "
+                    "sends it.",
                     worker.store.title,
-                    limit,
                     unsent[worker.store.name],
                     self.directory.root,
                 )

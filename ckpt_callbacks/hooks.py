@@ -24,6 +24,9 @@ from ckpt_callbacks.policy import NEVER
 __all__ = ["Hooks"]
 
 logger = logging.getLogger("ckpt_callbacks")
+THREADS = "ckpt-"
+"""How the names of our own threads begin."""
+
 _ON_THE_LOOP = (RunStarted, Eval, RunEnded)
 _NAMES = {name for name in vars(Specs) if name.startswith("on_")}
 
@@ -37,12 +40,25 @@ class _StepCall:
     due: int = 0
 
 
+class _Within(threading.local):
+    """Counts, for each thread, how deep it is in calls of plugins."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
+
+
 class Hooks:
     """The plugins of one run.
 
     Args:
         plugins: objects with marked methods.
-        critical: gets what a hook marked `critical=True` raises, on the thread where it runs.
+        critical: gets what a hook marked `critical=True` raises, on the thread where it runs, and
+            what would end a thread of ours, such as `SystemExit`.
 
     Raises:
         ConfigError: a plugin has a hook that does not exist, one with a wrong signature,
@@ -52,7 +68,7 @@ class Hooks:
     def __init__(
         self,
         plugins: Iterable[object],
-        critical: Callable[[Exception], None] = lambda error: None,
+        critical: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._critical = critical
         self._manager = pluggy.PluginManager(PROJECT)
@@ -70,13 +86,15 @@ class Hooks:
         self._steps = [_StepCall(call, every) for every, call in self._step_calls()]
         # One background event at a time, and reentrant: a hook may cause an event.
         self._mutex = threading.RLock()
+        self._within = _Within()
 
     def emit(self, event: Event) -> None:
         """Call the plugins that listen to this kind of event; what they raise is logged."""
         calls = self._calls[_hook_name(type(event))]
         if isinstance(event, _ON_THE_LOOP):  # these never wait for a slow background listener
-            for call in calls:
-                call(event)
+            with self._within:
+                for call in calls:
+                    call(event)
         elif calls:
             with self._mutex:
                 for call in calls:
@@ -91,12 +109,18 @@ class Hooks:
     def step(self, event: Step) -> int:
         """Call the plugins that want this step; return the next step that one wants."""
         following = NEVER
-        for listener in self._steps:
-            if event.step >= listener.due:
-                listener.due = (event.step // listener.every + 1) * listener.every
-                listener.call(event)
-            following = min(following, listener.due)
+        with self._within:
+            for listener in self._steps:
+                if event.step >= listener.due:
+                    listener.due = (event.step // listener.every + 1) * listener.every
+                    listener.call(event)
+                following = min(following, listener.due)
         return following
+
+    @property
+    def calling(self) -> bool:
+        """Whether this thread is in a plugin's `on_step` or another hook of the loop."""
+        return self._within.depth > 0
 
     def _step_calls(self) -> list[tuple[int, Callable[[Event], None]]]:
         caller = self._manager.hook.on_step
@@ -120,7 +144,7 @@ class Hooks:
     def _guard(self, name: str, impl: Any) -> Callable[[Event], None]:
         function, takes_event = impl.function, bool(impl.argnames)
         who = _plugin_name(impl.plugin)
-        critical = self._critical if getattr(function, CRITICAL, False) else None
+        critical = getattr(function, CRITICAL, False)
 
         def call(event: Event) -> None:
             try:
@@ -131,7 +155,12 @@ class Hooks:
             except Exception as error:
                 logger.exception("plugin %s failed in %s", who, name)
                 if critical:
-                    critical(error)
+                    self._critical(error)
+            except BaseException as error:  # such as SystemExit, which must end no thread of ours
+                if not threading.current_thread().name.startswith(THREADS):
+                    raise
+                logger.exception("plugin %s failed in %s", who, name)
+                self._critical(error)
 
         return call
 

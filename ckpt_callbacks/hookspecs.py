@@ -23,8 +23,8 @@ a time.
 
 For one checkpoint `on_eval` comes before `on_step` if the loop evaluates first, then `on_saved`,
 and only then what stores do: `on_mirrored`, `on_promoted` for the aliases that move to it, and
-`on_evicted` for what lost its place. Plugins are called in the order in which they were given;
-`tryfirst` and `trylast` go before and after all others.
+`on_evicted` for what lost its place. Of several plugins the one that was given last is called
+first, as pluggy has it; `tryfirst` and `trylast` go before and after all others.
 
 A hook that raises is reported with its plugin's name, and the other plugins and the training go
 on. Marked `critical=True` it ends the training: the call of the run that it happened in raises

@@ -29,6 +29,7 @@ logger = logging.getLogger("ckpt_callbacks")
 
 INTERVAL = 0.25
 """Seconds between two looks into the inbox."""
+INBOX_THREAD = "ckpt-inbox"
 FORMAT = 1
 
 
@@ -87,7 +88,7 @@ class Inbox:
         self._announced: set[str] = set()
         self._done: set[str] = set()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ckpt-inbox", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=INBOX_THREAD, daemon=True)
 
     def start(self) -> None:
         """Begin to look, on a thread of its own."""
@@ -96,7 +97,8 @@ class Inbox:
     def close(self) -> None:
         """Apply what is there, and stop."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def look(self) -> None:
         """Apply what is in the inbox, oldest first."""
@@ -109,9 +111,9 @@ class Inbox:
         hit("request-begins")
         request = None
         try:
-            request = _from_json(path.read_text(encoding="utf-8"), str(path))
-        except NewerFormat as error:  # left for the version that understands it
-            logger.error("%s", error)
+            request = _from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        except (NewerFormat, OSError) as error:  # of another version, or no file at all
+            logger.error("%s; it is left alone", error)
             self._done.add(path.name)
             return
         except RecordError as error:

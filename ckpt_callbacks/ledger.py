@@ -46,9 +46,10 @@ class Ledger:
     Args:
         directory: already acquired.
         policy: what to keep.
-        changed: called, without the mutex, after every fact that may give workers work.
+        changed: called after every fact that may give workers work; it must not wait.
         stores: the stores of this run by name, each with the policy of its own that it may have.
         now: seconds since the epoch.
+        all_here: whether `stores` are all that the run has; else a changed policy has to wait.
     """
 
     def __init__(
@@ -58,16 +59,18 @@ class Ledger:
         changed: Callable[[], None] = lambda: None,
         stores: Mapping[str, KeepPolicy | None] | None = None,
         now: Callable[[], float] = time.time,
+        *,
+        all_here: bool = True,
     ) -> None:
         self.directory = directory
         self.policy = policy
         self._changed = changed
         self._stores = stores or {}
+        self._all_here = all_here
         self._now = now
         self.mutex = self._mutex = threading.RLock()
         self._records = directory.read_records(self._quarantine)
         self._leases: dict[int, int] = {}
-        self._lost: set[int] = set()
         self._evicted: set[int] = set()
         self._closed = False
         run = directory.read_run()
@@ -92,9 +95,9 @@ class Ledger:
             return max(self._readable(), key=lambda r: r.step, default=None)
 
     @property
-    def status(self) -> str:
-        """How the last process left the loop; `running` when it never did."""
-        return self._run.status
+    def run(self) -> RunFile:
+        """What is known of the run as a whole."""
+        return self._run
 
     def leaving(self) -> dict[int, str]:
         """Return the steps that go once a changed policy is in force, and what it says of each."""
@@ -144,8 +147,9 @@ class Ledger:
         with self._mutex:
             self._check_open()
             decision = self.decision()
-            if lost := self._lost & self._view(store).held:
-                decision = self._decide([*self._readable(), *(self._records[s] for s in lost)])
+            held = self._view(store).held
+            if lost := [r for s, r in self._records.items() if r.lost and s in held]:
+                decision = self._decide([*self._readable(), *lost])
             return next_action(*self._situation(store, decision))
 
     def would_keep(self, step: int, metrics: Mapping[str, float]) -> bool:
@@ -178,7 +182,7 @@ class Ledger:
         with self._mutex:
             self._check_open()
             record = self._records.get(step)
-            if record is None or record.state != "complete" or step in self._lost:
+            if record is None or record.state != "complete" or record.lost:
                 record = None
             else:
                 self._leases[step] = self._leases.get(step, 0) + 1
@@ -202,11 +206,6 @@ class Ledger:
                     del self._leases[step]
             self._changed()
 
-    def remembered(self, store: str) -> Mapping[str, str]:
-        """Return what a store asked to have remembered."""
-        with self._mutex:
-            return self._run.stores.get(store, {})
-
     # Facts about local checkpoints
 
     def saving(self, step: int, metrics: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
@@ -229,7 +228,6 @@ class Ledger:
                     metadata=dict(metadata),
                 )
             )
-            self._lost.discard(step)
             self._evicted.discard(step)
 
     def adopt(self, step: int, files: Mapping[str, File]) -> None:
@@ -253,13 +251,12 @@ class Ledger:
         self._changed()
         return record
 
-    def lost(self, step: int) -> None:
-        """The files of a complete checkpoint were removed by somebody else.
+    def lost(self, step: int, *, lost: bool = True) -> None:
+        """The files of a complete checkpoint were removed by somebody else, or are back.
 
         Nothing is concluded from it: its copies elsewhere may be the only ones left.
         """
-        with self._mutex:
-            self._lost.add(step)
+        self._write(replace(self._records[step], lost=lost))
 
     def failed(self, step: int) -> None:
         """A save did not commit, and what it left is removed."""
@@ -308,7 +305,15 @@ class Ledger:
         with self._mutex:
             for step in sorted(steps, reverse=True):
                 self._write(replace(self._records[step], discarded=reason))
+            self._write_run(pins=self._run.pins - set(steps))
         self._changed()
+
+    def went_back(self, step: int | None) -> None:
+        """The run goes on from `step`, -1 for the start, although it had come further.
+
+        `None` once its metrics are marked. A kill before that must not lose it.
+        """
+        self._write_run(rewound=step)
 
     def entered(self, status: str) -> None:
         """The loop was entered (`running`) or left, as `RunEnded` has it."""
@@ -410,7 +415,7 @@ class Ledger:
         with self._mutex:
             record = self._records[step]
             copies = {k: v for k, v in record.copies.items() if k != store}
-            if copies or record.state != "gone":
+            if copies or not (record.state == "gone" or record.lost):
                 self._write(replace(record, copies=copies))
             else:
                 self._forget(step)
@@ -427,9 +432,7 @@ class Ledger:
         logger.error("%s; it is moved to %s", error, self.directory.set_aside(path))
 
     def _complete(self) -> list[Record]:
-        return [
-            r for s, r in self._records.items() if r.state == "complete" and s not in self._lost
-        ]
+        return [r for r in self._records.values() if r.state == "complete" and not r.lost]
 
     def _readable(self) -> list[Record]:
         return [r for r in self._complete() if not r.discarded]
@@ -464,7 +467,7 @@ class Ledger:
     def _change_is_whole(self, change: Change) -> bool:
         """Return whether a newer checkpoint is complete and every store is as newly decided."""
         readable = self._readable()
-        if self._closed or all(r.step <= change.since for r in readable):
+        if self._closed or not self._all_here or all(r.step <= change.since for r in readable):
             return False
         new = decide(self.policy, map(_candidate, readable), self._run.pins)
         plans = [plan(*self._situation(store, new)) for store in self._stores]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 import sys
 import threading
@@ -62,10 +63,11 @@ class MetricLog:
         resumed: step of the checkpoint that the run goes on from, -1 for none. A step after it
             whose metrics an earlier process logged is taken again with the same result,
             so these are not logged twice.
-        rewound: the run went back to it, and may go another way: all are logged again.
+        rewound: the run went back to this step, and may go another way: what comes after it is
+            logged again. `None` if it did not.
     """
 
-    def __init__(self, folder: Path, resumed: int, *, rewound: bool = False) -> None:
+    def __init__(self, folder: Path, resumed: int, *, rewound: int | None = None) -> None:
         self._closed = False
         self._path = folder / "metrics.jsonl"
         self._state_path = folder / "metrics.json"
@@ -82,10 +84,10 @@ class MetricLog:
                 logger.warning("%s is damaged: metrics are sent again", self._state_path)
         self._path.touch()
         self._drop_torn_tail()
-        if rewound:
+        if rewound is not None:
             # In the file too, since what it holds counts as logged at the next start.
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([resumed, 0.0, _REWOUND]) + "\n")
+                file.write(json.dumps([rewound, 0.0, _REWOUND]) + "\n")
         self._repeated = dict(self._floor)
         for point in self._points(0, sys.maxsize)[0]:
             if point.values is _REWOUND:
@@ -139,12 +141,19 @@ class MetricLog:
         with self._mutex:
             self._closed = True
 
-    def compact(self, stores: Sequence[str]) -> None:
-        """Empty the file if all `stores` have everything in it."""
+    def expect(self, stores: Sequence[str]) -> None:
+        """From now on the metrics are kept until all of `stores` have them."""
+        with self._mutex:
+            if new := {name: 0 for name in stores if name not in self._sent}:
+                self._sent |= new
+                self._save()
+
+    def compact(self) -> None:
+        """Empty the file if every store that was ever expected has everything in it."""
         with self._mutex:
             size = self._path.stat().st_size
-            if all(self._sent.get(s, 0) >= size for s in stores):
-                self._sent = dict.fromkeys(stores, 0)
+            if all(sent >= size for sent in self._sent.values()):
+                self._sent = dict.fromkeys(self._sent, 0)
                 # The state first: replaying sent points is harmless, losing the floor is not.
                 self._save()
                 os.truncate(self._path, 0)
@@ -244,7 +253,7 @@ class MetricBuffer:
             points: list[MetricPoint] = []
             for (step, _), metrics in zip(taken, host, strict=True):
                 values, problems = host_floats(metrics)
-                points.append(MetricPoint(step, now, values))
+                points.append(MetricPoint(operator.index(step), now, values))
                 for name in problems.keys() - self._reported:
                     logger.warning("%s", problems[name])
                 self._reported |= problems.keys()

@@ -6,9 +6,12 @@ on both.
 
 from __future__ import annotations
 
+import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ckpt_callbacks.errors import ConfigError
@@ -24,6 +27,7 @@ __all__ = [
     "SavePolicy",
     "as_keep",
     "as_policy",
+    "as_step",
     "leaves",
     "positive",
     "translators",
@@ -64,7 +68,10 @@ class SaveContext:
 
 
 class Policy:
-    """Base of all policies."""
+    """Base of all policies. Its text is what other processes know of one of your own."""
+
+    def __str__(self) -> str:
+        return _plain(repr(self))
 
     def __or__(self, other: Any) -> AnyOf:
         """Join with another policy, or with a function (see `Custom`)."""
@@ -135,7 +142,16 @@ class Custom(SavePolicy, KeepPolicy):
         return {step: str(self) for step in chosen if step in known}
 
     def __str__(self) -> str:
-        return getattr(self.function, "__name__", None) or repr(self.function)
+        name: str = getattr(self.function, "__name__", "")
+        if name == "<lambda>":  # two of them are told apart by where they are
+            code = self.function.__code__
+            return f"lambda in {PurePath(code.co_filename).name}:{code.co_firstlineno}"
+        return name or _plain(repr(self.function))
+
+
+def _plain(text: str) -> str:
+    """Return the text of an object without its address, which another process has not."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 @dataclass(frozen=True)
@@ -214,6 +230,21 @@ def as_keep(owner: str, value: Any) -> KeepPolicy | None:
     if wrong := [leaf for leaf in leaves(policy) if not isinstance(leaf, KeepPolicy)]:
         raise ConfigError(f"{owner}: keep takes a policy such as LatestN(2), not {wrong[0]}")
     return policy if isinstance(policy, KeepPolicy) else AnyOf((policy,))
+
+
+def as_step(owner: str, value: Any) -> int:
+    """Return a step as a Python integer, from any integer such as one of NumPy.
+
+    Raises:
+        ConfigError: it is none, or negative; the message begins with `owner`.
+    """
+    try:
+        step = operator.index(value)
+    except TypeError:
+        step = -1
+    if step < 0 or isinstance(value, bool):
+        raise ConfigError(f"{owner}: a step must be an integer from 0, not {value!r}")
+    return step
 
 
 def positive(owner: str, name: str, value: object) -> None:

@@ -27,9 +27,10 @@ class Preemption:
         noticed: called once, within the signal handler.
     """
 
+    _told = False
+    """Whether this process was told: a run that is entered later stops at once, too."""
+
     def __init__(self, grace: float, noticed: Callable[[], None]) -> None:
-        self.notice = False
-        """Whether the notice has come."""
         self.distributed = False
         """Whether `reached` has to be asked at every step, in all processes."""
         self._grace = grace
@@ -38,6 +39,11 @@ class Preemption:
         self._previous: Any = None
         self._timer: threading.Timer | None = None
         self._pid = os.getpid()
+
+    @property
+    def notice(self) -> bool:
+        """Whether the notice has come."""
+        return Preemption._told
 
     def start(self) -> None:
         """Begin to listen, where that is possible.
@@ -68,16 +74,24 @@ class Preemption:
         return self.notice
 
     def left(self) -> float:
-        """Return how many seconds of the grace time are left; infinite without a notice."""
-        return self._deadline - time.monotonic() if self.notice else float("inf")
+        """Return how many seconds there are left to work; infinite without a notice.
+
+        A part of the grace time is kept for what the program does after the run.
+        """
+        reserve = min(2.0, self._grace / 5)
+        return self._deadline - reserve - time.monotonic() if self.notice else float("inf")
 
     def _note(self) -> None:
-        self.notice = True
+        Preemption._told = True
         self._deadline = time.monotonic() + self._grace
         self._noticed()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         previous = self._previous
+        if previous is None:  # put back by a run that was left after this one
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.notice or os.getpid() != self._pid:  # a forked child is not told, but ended
             self.stop()
             os.kill(os.getpid(), number)

@@ -87,6 +87,8 @@ class Record:
     """The user's own, JSON values by name."""
     discarded: str = ""
     """Why it no longer counts although it is complete, such as that the run went back."""
+    lost: bool = False
+    """Whether somebody else removed its files."""
 
     @property
     def bytes(self) -> int:
@@ -131,6 +133,8 @@ class RunFile:
     pins: frozenset[int] = frozenset()
     """Steps that a person wants to keep, whatever the policy says."""
     change: Change | None = None
+    rewound: int | None = None
+    """Step that the run went back to, -1 for the start, until its metrics are marked."""
     status: str = "running"
     """How the last process left the loop, as in `RunEnded`."""
 
@@ -169,6 +173,7 @@ def record_from_json(text: str, where: str) -> Record:
             },
             metadata=_typed(values["metadata"], dict),
             discarded=_typed(values["discarded"], str),
+            lost=_typed(values["lost"], bool),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
@@ -226,6 +231,7 @@ def run_from_json(text: str, where: str) -> RunFile:
             settings={k: _typed(v, dict) for k, v in values["settings"].items()},
             pins=frozenset(_typed(step, int) for step in values["pins"]),
             change=change and Change(_typed(change["policy"], list), _typed(change["since"], int)),
+            rewound=_optional(values["rewound"], int),
             status=_typed(values["status"], str),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -238,7 +244,8 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
 
 
 def _dump(values: Mapping[str, Any]) -> str:
-    known = {"format": FORMAT, **values}
+    # As it will be read: JSON has no tuples, and no keys but strings.
+    known = json.loads(json.dumps({"format": FORMAT, **values}, allow_nan=False))
     return json.dumps({**known, "check": _check(known)}, indent=1, allow_nan=False)
 
 
@@ -274,6 +281,10 @@ def _typed(value: object, kind: type[T]) -> T:
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, found {value!r}")
     return value
+
+
+def _optional(value: object, kind: type[T]) -> T | None:
+    return None if value is None else _typed(value, kind)
 
 
 def _one_of(value: Any, choices: Any) -> Any:

@@ -36,13 +36,19 @@ Repair = Callable[[Record, Path], bool]
 """Fills a folder with a checkpoint from elsewhere; returns whether it could."""
 
 
-def recover(ledger: Ledger) -> bool:
+def recover(ledger: Ledger) -> None:
     """Finish what an earlier process began, whatever the point where it stopped.
 
-    Returns whether the end of the run is gone: it was discarded, or somebody removed it.
+    Where the end of the run is gone, since it was discarded or somebody removed it, the ledger
+    is told that the run went back.
     """
     directory = ledger.directory
-    back = False
+    before = ledger.newest()
+    lost = _find_lost(ledger)
+    newest = ledger.newest()
+    discarded = [s for s, r in ledger.records().items() if r.discarded and r.state == "complete"]
+    if discarded or (lost and newest != before):
+        ledger.went_back(newest.step if newest else -1)
     for step, record in ledger.records().items():
         committed = directory.is_committed(step)
         if record.state == "saving" and record.logged and committed:
@@ -51,23 +57,32 @@ def recover(ledger: Ledger) -> bool:
             directory.remove_uncommitted(step)
             directory.to_trash(step)
             ledger.failed(step)
-        elif record.state == "evicting" or record.discarded:
+        elif record.state == "evicting" or step in discarded:
             directory.to_trash(step)
             ledger.evicted(step, record.discarded or "its eviction was completed after a kill")
-            back = back or bool(record.discarded)
-        elif record.state == "complete" and not committed and directory.is_fetched(step):
-            directory.fetched(step).rename(directory.path(step))  # what `_ensure_whole` began
-        elif record.state == "complete" and not committed:
-            ledger.lost(step)
-            logger.warning("step %d was removed from %s by somebody else", step, directory.root)
     _adopt(ledger)
     try:
         directory.empty_trash()
     except OSError:
         logger.exception("%s can not be emptied", directory.trash)
-    complete = [s for s, r in ledger.records().items() if r.state == "complete"]
-    newest = ledger.newest()
-    return back or (bool(complete) and (newest is None or newest.step < max(complete)))
+
+
+def _find_lost(ledger: Ledger) -> bool:
+    """Note which checkpoints somebody else removed; return whether there are new ones."""
+    directory = ledger.directory
+    found = False
+    for step, record in ledger.records().items():
+        there = directory.is_committed(step)
+        if record.state != "complete" or record.discarded or record.lost != there:
+            continue
+        if not there and directory.fetched(step).is_dir():
+            directory.fetched(step).rename(directory.path(step))  # what `_ensure_whole` began
+            continue
+        ledger.lost(step, lost=not there)
+        if not there:
+            found = True
+            logger.warning("step %d was removed from %s by somebody else", step, directory.root)
+    return found
 
 
 def _adopt(ledger: Ledger) -> None:
@@ -92,10 +107,8 @@ def _adopt(ledger: Ledger) -> None:
         )
 
 
-def choose(
-    ledger: Ledger, resume: Resume, discard_newer: bool, repair: Repair
-) -> tuple[Record | None, bool]:
-    """Return the checkpoint to go on from, and whether the run went back to it.
+def choose(ledger: Ledger, resume: Resume, discard_newer: bool, repair: Repair) -> Record | None:
+    """Return the checkpoint to go on from.
 
     Its files are checked; a damaged one is repaired from another true copy. Without such a copy
     `last` goes back to the newest older one that is whole, and says so.
@@ -112,7 +125,7 @@ def choose(
                 f"{ledger.directory.root} holds no checkpoint, so a run can not go on from step "
                 f"{resume}"
             )
-        return None, False
+        return None
     if resume == "last":
         return _newest_whole(ledger, repair)
     chosen = _named(ledger, resume)
@@ -125,10 +138,10 @@ def choose(
         where = f"step {step}" if chosen else "the start"
         logger.warning("going back to %s: steps %s go", where, ", ".join(map(str, newer)))
         ledger.discard(newer, f"discarded: the run went back to {where}")
-        return chosen, True
-    if chosen:
+        ledger.went_back(step)
+    elif chosen:
         _ensure_whole(ledger, chosen, repair)
-    return chosen, False
+    return chosen
 
 
 def _named(ledger: Ledger, resume: Resume) -> Record | None:
@@ -155,7 +168,7 @@ def _choices(ledger: Ledger, step: int, newer: list[int]) -> str:
     )
 
 
-def _newest_whole(ledger: Ledger, repair: Repair) -> tuple[Record | None, bool]:
+def _newest_whole(ledger: Ledger, repair: Repair) -> Record | None:
     damaged: dict[int, CorruptCheckpoint] = {}
     for step in reversed(ledger.steps()):
         record = ledger.record(step)
@@ -165,14 +178,19 @@ def _newest_whole(ledger: Ledger, repair: Repair) -> tuple[Record | None, bool]:
         except CorruptCheckpoint as error:
             damaged[step] = error
             continue
-        _set_aside(ledger, damaged, f"the run goes on from step {step}")
-        return record, bool(damaged)
-    _set_aside(ledger, damaged, "the run starts over")
-    return None, True
+        _set_aside(ledger, damaged, step, f"the run goes on from step {step}")
+        return record
+    _set_aside(ledger, damaged, -1, "the run starts over")
+    return None
 
 
-def _set_aside(ledger: Ledger, damaged: dict[int, CorruptCheckpoint], then: str) -> None:
+def _set_aside(
+    ledger: Ledger, damaged: dict[int, CorruptCheckpoint], back_to: int, then: str
+) -> None:
     """Take damaged checkpoints out of the run; their files stay for a person to look at."""
+    if not damaged:
+        return
+    ledger.went_back(back_to)
     ledger.discard(damaged.keys(), "discarded: its files are damaged")
     for step, error in damaged.items():
         where = ledger.directory.set_aside(ledger.directory.path(step))
@@ -191,15 +209,16 @@ def _ensure_whole(ledger: Ledger, record: Record, repair: Repair) -> None:
     try:
         verify(path, record.files)
     except CorruptCheckpoint as error:
-        new = directory.fetched(record.step)
+        new = directory.fetching(record.step)
         if not repair(record, new):
             raise
         logger.error("%s. It is repaired from another copy", error)
         seal(new)
+        whole = new.rename(directory.fetched(record.step))
         hit("copy-fetched")
         directory.set_aside(path)
         hit("damage-set-aside")
-        new.rename(path)
+        whole.rename(path)
 
 
 def copy_from(stores: Iterable[tuple[Store, RunInfo]], record: Record, into: Path) -> bool:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
-from ckpt_callbacks.policy import Candidate, KeepPolicy
+from ckpt_callbacks.errors import CheckpointNotFound
+from ckpt_callbacks.policy import Candidate, KeepPolicy, as_step
 from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.retention import Decision, decide, explain, policy_from_json, ranked_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["CheckpointInfo", "Summary", "checkpoints", "find", "open_run", "summarize", "why"]
+__all__ = ["CheckpointInfo", "Summary", "checkpoints", "find", "summarize", "why"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,10 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
         RecordError: a record in it cannot be read.
     """
     run_directory = RunDirectory(directory)
-    run = open_run(run_directory)
+    run = run_directory.open_run()
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
-    decision = _decide(run, policy, _history(records))
+    decision = _decide(run, policy, _history(run_directory, records))
     rows: list[CheckpointInfo] = []
     for step, record in records.items():
         where = ["local"] if record.state == "complete" else []
@@ -137,6 +137,7 @@ def find(directory: str | os.PathLike[str], which: int | str = "last") -> Checkp
         CheckpointNotFound: nothing there answers `which`.
         RecordError: a record in it cannot be read.
     """
+    which = which if isinstance(which, str) else as_step("find", which)
     rows = [row for row in checkpoints(directory) if row.reason and row.where[:1] == ["local"]]
     for row in rows:
         if which == row.step or which in row.aliases:
@@ -157,10 +158,10 @@ def why(directory: str | os.PathLike[str], step: int) -> str:
         RecordError: a record in it cannot be read.
     """
     run_directory = RunDirectory(directory)
-    run = open_run(run_directory)
+    run = run_directory.open_run()
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
-    history = _history(records)
+    history = _history(run_directory, records)
     decision = _decide(run, policy, history)
     if step in decision.kept:
         names = [f" It is {name!r}." for name, named in decision.aliases.items() if named == step]
@@ -178,26 +179,14 @@ def why(directory: str | os.PathLike[str], step: int) -> str:
     raise CheckpointNotFound(f"{run_directory.root} never had a step {step}; it has {steps}")
 
 
-def open_run(directory: RunDirectory) -> RunFile:
-    """Return what is known of the run in a directory.
-
-    Raises:
-        ConfigError: it is no run directory.
-    """
-    run = directory.read_run()
-    if run is None:
-        raise ConfigError(f"{directory.root} is no run directory: it has no .ckpt_callbacks")
-    return run
-
-
 def _decide(run: RunFile, policy: KeepPolicy, history: list[Candidate]) -> Decision:
     old = policy_from_json(run.change.policy) if run.change else None
     return decide(policy, history, run.pins, old)
 
 
-def _history(records: Mapping[int, Record]) -> list[Candidate]:
-    complete = [r for r in records.values() if r.state == "complete" and not r.discarded]
-    return [Candidate(r.step, r.metrics, r.time) for r in complete]
+def _history(directory: RunDirectory, records: Mapping[int, Record]) -> list[Candidate]:
+    there = filter(directory.is_readable, records.values())
+    return [Candidate(r.step, r.metrics, r.time) for r in there]
 
 
 def size(count: int) -> str:

@@ -7,6 +7,7 @@ directory, the caller becomes the owner for a moment and does all that follows, 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,9 +17,9 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.engine import Engine
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, DirectoryLocked
 from ckpt_callbacks.hooks import Hooks
-from ckpt_callbacks.inbox import Measured, Pinned, Request, submit
+from ckpt_callbacks.inbox import INBOX_THREAD, Measured, Pinned, Request, submit
 from ckpt_callbacks.metrics import host_floats
-from ckpt_callbacks.report import checkpoints, open_run
+from ckpt_callbacks.policy import as_step
 from ckpt_callbacks.retention import policy_from_json
 from ckpt_callbacks.stores import Store
 
@@ -52,12 +53,13 @@ def report_metrics(
         Whether it was applied in time. If not, it is applied later.
 
     Raises:
-        ConfigError: it is no run directory, or a metric is no number.
+        ConfigError: it is no run directory, `step` is no step, or a metric is no number.
     """
     values, problems = host_floats(metrics)
     if problems:
         raise ConfigError(f"report_metrics: {'; '.join(problems.values())}")
-    return _ask(RunDirectory(directory), Measured(step, values, time.time()), stores, timeout)
+    request = Measured(as_step("report_metrics", step), values, time.time())
+    return _ask(RunDirectory(directory), request, stores, timeout)
 
 
 def pin(
@@ -75,11 +77,12 @@ def pin(
         ConfigError: it is no run directory.
         CheckpointNotFound: it holds no such step.
     """
-    there = [c.step for c in checkpoints(directory)]
-    if step not in there:
+    step, run_directory = as_step("pin", step), RunDirectory(directory)
+    run_directory.open_run()
+    if step not in (there := run_directory.complete_records()):
         steps = ", ".join(map(str, there)) or "none"
         raise CheckpointNotFound(f"{directory} has no step {step} to pin; it has {steps}")
-    return _ask(RunDirectory(directory), Pinned(step, pinned=True), stores, timeout)
+    return _ask(run_directory, Pinned(step, pinned=True), stores, timeout)
 
 
 def unpin(
@@ -96,29 +99,29 @@ def unpin(
     Raises:
         ConfigError: it is no run directory.
     """
-    return _ask(RunDirectory(directory), Pinned(step, pinned=False), stores, timeout)
+    request = Pinned(as_step("unpin", step), pinned=False)
+    return _ask(RunDirectory(directory), request, stores, timeout)
 
 
 def _ask(
     directory: RunDirectory, request: Request, stores: Sequence[Store] | None, timeout: float
 ) -> bool:
-    open_run(directory)  # before anything is written
+    directory.open_run()  # before anything is written
     path = submit(directory, request)
     deadline = time.monotonic() + timeout
     while path.exists():
         try:
-            _act_as_owner(directory, stores, max(0.0, deadline - time.monotonic()))
+            _act_as_owner(directory, stores, deadline)
         except DirectoryLocked:
-            if time.monotonic() > deadline:
+            # A plugin that asks while another request is applied would wait for itself.
+            if time.monotonic() > deadline or threading.current_thread().name == INBOX_THREAD:
                 return False
             time.sleep(_POLL)
     return True
 
 
-def _act_as_owner(
-    directory: RunDirectory, stores: Sequence[Store] | None, drain_limit: float
-) -> None:
-    run = open_run(directory)
+def _act_as_owner(directory: RunDirectory, stores: Sequence[Store] | None, deadline: float) -> None:
+    run = directory.open_run()
     engine = Engine(
         directory,
         policy_from_json(run.policy),
@@ -127,5 +130,7 @@ def _act_as_owner(
         Hooks([]),
         training=False,
     )
+    engine.begin()
     # As the loop left it, or else it was killed: nobody is in it now.
-    engine.close(run.status if run.status != "running" else "killed", drain_limit)
+    status = run.status if run.status != "running" else "killed"
+    engine.close(status, lambda: deadline - time.monotonic())

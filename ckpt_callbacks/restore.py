@@ -15,10 +15,9 @@ from ckpt_callbacks.catalog import info_of, stores_of
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, CorruptCheckpoint
 from ckpt_callbacks.manifest import verify as check_files
-from ckpt_callbacks.policy import Candidate
+from ckpt_callbacks.policy import Candidate, as_step
 from ckpt_callbacks.record import File, Record
 from ckpt_callbacks.recovery import copy_from
-from ckpt_callbacks.report import open_run
 from ckpt_callbacks.retention import policy_from_json, promote
 from ckpt_callbacks.stores import Store
 
@@ -53,7 +52,8 @@ def restore(
     Files of a run directory are checked against their record; a lone checkpoint has none.
 
     Raises:
-        ConfigError: `source` is no checkpoint and no run directory.
+        ConfigError: `source` is no checkpoint and no run directory, or `which` is no step.
+        RecordError: a record that `which` needs is damaged.
         CheckpointNotFound: nothing there answers `which`, or the step that was named was evicted
             while it was read.
         StateMismatch: `like` has other leaves or shapes.
@@ -66,6 +66,7 @@ def restore(
     if not (root / ".ckpt_callbacks").is_dir():
         raise ConfigError(f"{root} is neither a run directory nor a checkpoint")
     directory = RunDirectory(root)
+    which = which if isinstance(which, str) else as_step("restore", which)
     while True:
         record = _resolve(directory, which)
         try:
@@ -87,8 +88,8 @@ def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool
     Raises:
         CheckpointNotFound: it was, and it was asked for by its step.
     """
-    now = _complete(directory).get(record.step)
-    if now is not None and now.files == record.files:
+    now = directory.read_record(record.step)
+    if now and directory.is_readable(now) and now.files == record.files:
         return False
     if which == record.step:
         raise CheckpointNotFound(f"step {which} of {directory.root} was evicted while it was read")
@@ -108,9 +109,9 @@ def _from_elsewhere(
     Raises:
         CorruptCheckpoint: no store has one.
     """
-    run = open_run(directory)
+    run = directory.open_run()
     there = stores_of(run) if stores is None else stores
-    infos = [info_of(directory, run, store.name, reading=True) for store in there]
+    infos = [info_of(directory, run, store.name, None) for store in there]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / str(record.step)
         if not copy_from(list(zip(there, infos, strict=True)), record, copy):
@@ -148,28 +149,25 @@ def read(
 
 
 def _resolve(directory: RunDirectory, which: int | str) -> Record:
-    complete = _complete(directory)
-    there = ", ".join(map(str, complete)) or "none"
-    if isinstance(which, int):
-        if which not in complete:
+    """Return the record of the checkpoint that is asked for.
+
+    By its step also where another record is damaged, which an alias might have meant.
+    """
+    if not isinstance(which, str):
+        record = directory.read_record(which)
+        if record is None or not directory.is_readable(record):
+            there = ", ".join(map(str, directory.complete_records())) or "none"
             raise CheckpointNotFound(f"{directory.root} has no step {which}; it has {there}")
-        return complete[which]
+        return record
+    complete = directory.complete_records()
     run = directory.read_run()
     policy = policy_from_json(run.policy) if run else None
     history = [Candidate(s, r.metrics) for s, r in complete.items()]
     aliases = promote(policy, history) if policy else {}
     if which not in aliases:
+        there = ", ".join(map(str, complete)) or "none"
         raise CheckpointNotFound(
             f"{directory.root} has no checkpoint {which!r}; it has "
             f"{', '.join(aliases) or 'no aliases'} and steps {there}"
         )
     return complete[aliases[which]]
-
-
-def _complete(directory: RunDirectory) -> dict[int, Record]:
-    records = directory.read_records().items()
-    return {
-        s: r
-        for s, r in records
-        if r.state == "complete" and not r.discarded and directory.is_committed(s)
-    }

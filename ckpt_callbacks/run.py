@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ from ckpt_callbacks.evaluations import Evaluations
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
-from ckpt_callbacks.policy import NEVER, SaveContext, SavePolicy
+from ckpt_callbacks.policy import NEVER, SaveContext, SavePolicy, as_step
 from ckpt_callbacks.preemption import Preemption
 from ckpt_callbacks.recovery import Resume
 from ckpt_callbacks.report import Summary, summarize
@@ -72,8 +74,9 @@ class Run(Generic[S]):
         self._last_chance_used = False
         self._saved_at = 0.0
         self._entered = self._started = False
-        self._error: Exception | None = None
-        self._pid = os.getpid()
+        self._error: BaseException | None = None
+        self._failed_step: int | None = None
+        self._pid, self._thread = os.getpid(), 0
         self._next_save = self._next_hook = NEVER
         self._gate = -1  # the first `on_step` always takes the slow way
         self.next_step = 0
@@ -82,7 +85,7 @@ class Run(Generic[S]):
     def __enter__(self) -> Run[S]:
         if self._entered:
             raise UsageError("a run is entered once: make a new one with callbacks.run")
-        self._entered = True
+        self._entered, self._thread = True, threading.get_ident()
         if self._checkpoint:
             capture(self._state)  # what cannot be saved is known before the first step
             self._engine = engine = Engine(
@@ -96,7 +99,6 @@ class Run(Generic[S]):
                 failed=self._save_failed,
                 clock=self._clock,
             )
-            engine.ledger.entered("running")
             self._saved_at = self._clock.monotonic()
             if engine.resumed:
                 self._last = engine.resumed.step
@@ -104,9 +106,13 @@ class Run(Generic[S]):
                 self.next_step = engine.resumed.step + 1
             self._log = engine.log
         try:
-            self._preemption.start()
+            if self._engine:
+                self._engine.ledger.entered("running")
+                self._preemption.start()
             resumed = self.next_step - 1 if self.next_step else None
             self._hooks.emit(RunStarted(self._directory, resumed, self.next_step))
+            if self._engine:
+                self._engine.begin()
             self._raise_stopped()
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -126,15 +132,23 @@ class Run(Generic[S]):
             status = "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
         unsent: dict[str, str] = {}
         try:
-            if self._engine and self._checkpoint:
-                self._save_at_end(status, self._checkpoint.save, self._engine)
-            if self._preemption.notice:
-                status = "preempted"
+            try:
+                if self._engine and self._checkpoint:
+                    self._save_at_end(status, self._checkpoint.save, self._engine)
+                    self._engine.wait()
+                    self._engine.settle()  # a listener may still evaluate what was saved last
+                if self._preemption.notice:
+                    status = "preempted"
+            finally:
+                engine, self._engine = self._engine, None
+                self._gate = -1
+                deadline = time.monotonic() + self._drain_limit
+
+                def left() -> float:
+                    return min(deadline - time.monotonic(), self._preemption.left())
+
+                unsent = engine.close(status, left) if engine else {}
         finally:
-            engine, self._engine = self._engine, None
-            self._gate = -1
-            limit = min(self._drain_limit, max(0.0, self._preemption.left()))
-            unsent = engine.close(status, limit) if engine else {}
             self._preemption.stop()
         self._hooks.emit(RunEnded(status, unsent))
         if kind is None:
@@ -152,7 +166,10 @@ class Run(Generic[S]):
 
         Raises:
             StateMismatch: the checkpoint has other leaves or shapes than the state given.
+            UsageError: it is first read when the run is over.
         """
+        if not self._restored and not self._engine:
+            raise UsageError("run.state was first read after the with statement of its run")
         if not self._restored and self._engine and (record := self._engine.resumed):
             # Its files were checked when the run was entered.
             self._state = read(self._engine.directory.path(record.step), self._state)
@@ -197,11 +214,13 @@ class Run(Generic[S]):
         Raises:
             UsageError: the run was resumed, but its state never read, or `step` is one
                 that it already has.
-            ConfigError: `metadata` is not JSON.
+            ConfigError: `metadata` is not JSON, or the first step no integer from 0.
             SaveError: an earlier save failed, and `on_failure` is `raise`.
         """
         if metrics is not None:
             self._log((step, dict(metrics)))
+        if metadata is not None:
+            metadata = _as_json(metadata)
         self._latest = taken = (step, state, metrics, metadata)
         if step >= self._gate:
             self._due(taken)
@@ -218,9 +237,11 @@ class Run(Generic[S]):
 
         Raises:
             UsageError: it comes outside of the `with` statement.
+            ConfigError: `step` is no integer from 0.
         """
         if self._checkpoint and not self._engine:
             raise UsageError("on_eval was called outside of the with statement of its run")
+        step = as_step("on_eval", step)
         values, problems = host_floats(metrics)
         for problem in problems.values():
             warnings.warn(problem, CkptCallbacksWarning, stacklevel=2)
@@ -248,16 +269,20 @@ class Run(Generic[S]):
         Raises:
             UsageError: it comes outside of the `with` statement, or `step` is not newer than
                 the newest that was saved.
-            ConfigError: `metadata` is not JSON.
+            ConfigError: `metadata` is not JSON, or `step` no integer from 0.
         """
         if not self._engine:
             raise UsageError("save was called outside of the with statement of a run")
+        if os.getpid() != self._pid:
+            return  # a forked child
+        step = as_step("save", step)
         self._raise_stopped()
         if not self._started:
             self._first_step(step)
-        if self._last is not None and step <= self._last:
+        if self._is_past(step):
             raise UsageError(f"step {step} is not newer than {self._last}, which was saved before")
-        self._save((step, state, metrics, metadata), self._engine)
+        about = None if metadata is None else _as_json(metadata)
+        self._save((step, state, metrics, about), self._engine)
         self._set_gate()
 
     def wait(self) -> None:
@@ -266,7 +291,7 @@ class Run(Generic[S]):
         Raises:
             SaveError: a save failed, and `on_failure` is `raise`.
         """
-        if self._engine:
+        if self._engine and os.getpid() == self._pid:
             self._engine.wait()
         self._raise_stopped()
 
@@ -278,9 +303,11 @@ class Run(Generic[S]):
 
     def _due(self, taken: _Taken) -> None:
         """Do what is due at a step, and find out when the next thing is."""
-        step, state, metrics, _ = taken
+        step, state, metrics, metadata = taken
         if os.getpid() != self._pid:
             return  # a forked child
+        step = as_step("on_step", step)
+        taken = (step, state, metrics, metadata)
         if self._checkpoint and not self._engine:
             raise UsageError("on_step was called outside of the with statement of its run")
         self._raise_stopped()
@@ -327,23 +354,31 @@ class Run(Generic[S]):
             return False
         self._last_chance_used = True
         logger.warning("told to end: step %d is the last one that is saved", step)
-        return self._last is None or step > self._last
+        return not self._is_past(step)
+
+    def _is_past(self, step: int) -> bool:
+        """Return whether `step`, or a newer one, was saved."""
+        return self._last is not None and step <= self._last and step != self._failed_step
 
     def _save_at_end(self, status: str, policy: SavePolicy, engine: Engine) -> None:
         latest, self._latest = self._latest, None
-        if latest is None or (self._last is not None and latest[0] <= self._last):
+        if latest is None or self._is_past(latest[0]):
             return
         if self._last_chance(latest[0]) or policy.at_end(status):
             self._save(latest, engine)
 
     def _save(self, taken: _Taken, engine: Engine) -> None:
         step, state, metrics, metadata = taken
-        _check_json(metadata)
         engine.wait()  # before the lock: a listener of the last save may evaluate
         with self._evaluations.mutex:
             evaluated = self._evaluations.take(step, metrics or {})
             self._last, self._saved_at = step, self._clock.monotonic()
-            engine.save(step, state, evaluated, metrics or {}, metadata or {})
+            # Until it has begun, since Ctrl-C may come just now.
+            self._failed_step = step
+            error = engine.save(step, state, evaluated, metrics or {}, metadata or {})
+            self._failed_step = step if error else None
+        if error:
+            engine.report(step, error)
         if self._checkpoint and self._checkpoint.synchronous:
             engine.settle()
 
@@ -389,19 +424,23 @@ class Run(Generic[S]):
     def _wake(self) -> None:
         self._gate = -1
 
-    def _stop(self, error: Exception) -> None:
+    def _stop(self, error: BaseException) -> None:
         """Let the next call of the loop raise an error."""
         self._error = self._error or error
         self._wake()
 
-    def _save_failed(self, error: Exception) -> None:
+    def _save_failed(self, step: int, error: BaseException) -> None:
+        if step == self._last:
+            self._failed_step = step
         if self._checkpoint and self._checkpoint.on_failure == "raise":
-            failure = SaveError(f"step {self._last} could not be saved: {error}")
+            failure = SaveError(f"step {step} could not be saved: {error}")
             failure.__cause__ = error
             self._stop(failure)
 
     def _raise_stopped(self) -> None:
-        if self._error and os.getpid() == self._pid:
+        """Raise what is to end the training, on the thread that entered the run."""
+        here = threading.get_ident() == self._thread and os.getpid() == self._pid
+        if self._error and here and not self._hooks.calling:
             error, self._error = self._error, None
             raise error
 
@@ -410,8 +449,9 @@ def _drop(point: tuple[int, Mapping[str, Any]]) -> None:
     """Take metrics where there is no directory to keep them."""
 
 
-def _check_json(metadata: Mapping[str, Any] | None) -> None:
+def _as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata as it will come back."""
     try:
-        json.dumps(dict(metadata or {}), allow_nan=False)
+        return dict(json.loads(json.dumps(dict(metadata), allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"metadata must hold JSON values by name: {error}") from error

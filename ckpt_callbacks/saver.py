@@ -44,7 +44,7 @@ class Saver:
         ledger: gets the facts.
         hooks: get the events.
         flush: writes down all metrics that the loop has logged so far.
-        failed: gets the error of every save that fails, after its event.
+        failed: gets step and error of every save that fails, after its event.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Saver:
         ledger: Ledger,
         hooks: Hooks,
         flush: Callable[[], None],
-        failed: Callable[[Exception], None] = lambda error: None,
+        failed: Callable[[int, BaseException], None] = lambda step, error: None,
     ) -> None:
         self._flush = flush
         self._failed = failed
@@ -81,10 +81,11 @@ class Saver:
         evaluated: Mapping[str, float],
         metrics: Mapping[str, Any],
         metadata: Mapping[str, Any],
-    ) -> None:
+    ) -> Exception | None:
         """Start to save; waits first for a save that is still in flight.
 
-        Returns when the state may be donated or changed. A failure is an event, not an exception.
+        Returns when the state may be donated or changed. What kept it from starting is returned,
+        and to be given to `report`: the caller may hold what a listener needs.
         """
         self._idle.wait()
         started = time.monotonic()
@@ -102,24 +103,35 @@ class Saver:
             self._ledger.saving(step, evaluated, metadata)
             hit("record-saving")
         except Exception as error:
-            self._report(step, error)
-            return
+            return error
         try:
             pending = orbax_io.save(path, items, {"run": self._ledger.run_id})
         except Exception as error:
-            self._discard(step, error)
-        else:
-            hit("orbax-started")
-            self._idle.clear()
-            self._work.put(_InFlight(step, pending, metrics, started))
+            self._discard(step)
+            return error
+        except BaseException:  # Ctrl-C
+            self._discard(step)
+            raise
+        hit("orbax-started")
+        self._idle.clear()
+        self._work.put(_InFlight(step, pending, metrics, started))
+        return None
+
+    def report(self, step: int, error: Exception) -> None:
+        """Tell of a save that failed."""
+        text = f"{type(error).__name__}: {error}"
+        logger.error("the checkpoint of step %d could not be saved: %s", step, text)
+        self._hooks.emit(SaveFailed(step, text))
+        self._failed(step, error)
 
     def wake(self) -> None:
         """Look again at what may be evicted."""
         self._work.put(None)
 
     def wait(self) -> None:
-        """Wait until no save is in flight."""
-        self._idle.wait()
+        """Wait until no save is in flight; a listener on this object's thread does not wait."""
+        if threading.current_thread() is not self._thread:
+            self._idle.wait()
 
     def settle(self) -> None:
         """Wait until what was saved is told of, and what lost its place is evicted."""
@@ -170,29 +182,23 @@ class Saver:
             record = ledger.completed(save.step, files)
             hit("record-complete")
         except Exception as error:
-            self._discard(save.step, error)
+            self._discard(save.step)
             self._idle.set()
+            self.report(save.step, error)
             return
         # The loop may save again; a listener may take its time, or call the run.
         self._idle.set()
         seconds = time.monotonic() - save.started
         self._hooks.emit(Saved(save.step, path, record.metrics, record.bytes, seconds))
 
-    def _discard(self, step: int, error: Exception) -> None:
-        """Remove what a failed save left behind, and tell."""
+    def _discard(self, step: int) -> None:
+        """Remove what a failed save left behind."""
         try:
             self._ledger.directory.remove_uncommitted(step)
             self._ledger.directory.to_trash(step)
             self._ledger.failed(step)
         except Exception:  # such as a directory that has become read-only
             logger.exception("step %d left files behind; the next run removes them", step)
-        self._report(step, error)
-
-    def _report(self, step: int, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        logger.error("the checkpoint of step %d could not be saved: %s", step, text)
-        self._hooks.emit(SaveFailed(step, text))
-        self._failed(error)
 
     def evict(self) -> None:
         """Evict what may go now; on this object's own thread once it was started."""

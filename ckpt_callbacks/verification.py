@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import RecordError
 from ckpt_callbacks.manifest import damage
-from ckpt_callbacks.report import open_run
 
 __all__ = ["Problem", "verify"]
 
@@ -33,15 +32,15 @@ def verify(directory: str | os.PathLike[str]) -> list[Problem]:
         RecordError: `run.json` is damaged or of a newer format.
     """
     run_directory = RunDirectory(directory)
-    open_run(run_directory)
+    run_directory.open_run()
     bad: list[RecordError] = []
     records = run_directory.read_records(on_damage=lambda path, error: bad.append(error))
     found = [Problem(None, str(error)) for error in bad]
     for step, record in records.items():
         if record.state == "complete" and not record.discarded:
-            problems = [
-                Problem(step, text) for text in damage(run_directory.path(step), record.files)
-            ]
-            if problems and run_directory.read_record(step) == record:
+            root = run_directory.path(step)
+            problems = [Problem(step, text) for text in damage(root, record.files)]
+            now = run_directory.read_record(step) if problems else None
+            if now and (now.state, now.discarded, now.files) == ("complete", "", record.files):
                 found += problems
     return found

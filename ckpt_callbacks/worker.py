@@ -61,6 +61,7 @@ class Worker:
         self._wake = threading.Event()
         self._finishing = threading.Event()
         self._abandoned = threading.Event()
+        self._done = threading.Event()
         self._status = ""
         self._opened = False
         self._failures: dict[str, _Failure] = {}
@@ -83,12 +84,14 @@ class Worker:
         self._wake.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end after `finish`; at the limit give up and return False."""
+        """Wait for the end after `finish`; return whether the thread has ended."""
         self._thread.join(timeout)
-        if self._thread.is_alive():
-            self.abandon()
-            return False
-        return self.failure is None
+        return not self._thread.is_alive()
+
+    @property
+    def done(self) -> bool:
+        """Whether everything was done and the store closed."""
+        return self._done.is_set()
 
     def abandon(self) -> None:
         """Do nothing more once the call that is under way returns."""
@@ -111,6 +114,7 @@ class Worker:
             busy = self._round()
             idle = not busy and self._failures.keys() <= {"close"}
             if idle and self._finishing.is_set() and self._try("close", self._close):
+                self._done.set()
                 return
             if not busy:
                 pauses = [self._due(failure) for failure in self._failures.values()]

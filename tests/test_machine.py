@@ -87,10 +87,11 @@ class Machine(RuleBasedStateMachine):
         policies = {s.name: s.keep for s in self.services}
         self.ledger = Ledger(directory, self.policy, stores=policies, now=self.clock.time)
         recover(self.ledger)
-        resumed, back = choose(self.ledger, resume, True, lambda record, into: False)
+        resumed = choose(self.ledger, resume, True, lambda record, into: False)
         self.step = resumed.step if resumed else -1
         self.saver = Saver(self.ledger, hooks, lambda: None)
-        if back:
+        if self.ledger.run.rewound is not None:
+            self.ledger.went_back(None)
             self.saver.evict()
         log = MetricLog(directory.meta, self.step)
         self.workers = [Worker(s, self.info(s), self.ledger, log, hooks) for s in self.services]
@@ -114,7 +115,7 @@ class Machine(RuleBasedStateMachine):
         def body() -> None:
             self.step += 1
             state = {"w": np.array([self.step])}
-            self.saver.save(self.step, state, metrics, {}, {})
+            assert self.saver.save(self.step, state, metrics, {}, {}) is None
             work = self.saver._work.get_nowait()
             assert work is not None
             self.saver._finish(work)
@@ -143,7 +144,9 @@ class Machine(RuleBasedStateMachine):
                 kept = self.ledger.decision().kept.keys()
                 held = service.copies.keys() & kept
                 self.workers[which]._round()
-                by_policy = not service.keep and not self.ledger._lost
+                by_policy = not service.keep and not any(
+                    r.lost for r in self.ledger.records().values()
+                )
                 assert not by_policy or held <= service.copies.keys()
 
         self.guarded(body)
@@ -274,7 +277,7 @@ class Machine(RuleBasedStateMachine):
         for service in self.services:
             history = [Candidate(r.step, r.metrics, r.time) for r in records.values()]
             # A step whose folder somebody removed counts where a copy of it is left.
-            lost = self.ledger._lost & service.copies.keys()
+            lost = {s for s, r in records.items() if r.lost} & service.copies.keys()
             there = [records[s] for s in {*self.ledger.steps(), *lost}]
             joint, pins = self.ledger._decide(there), self.ledger._run.pins
             own = narrow(joint, self.policy, service.keep, history, pins)

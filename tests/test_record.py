@@ -39,6 +39,7 @@ records = st.builds(
     ),
     metadata=st.dictionaries(names, st.integers() | names | st.lists(st.booleans())),
     discarded=names,
+    lost=st.booleans(),
 )
 
 
@@ -92,6 +93,7 @@ def test_a_run_survives_the_disk() -> None:
         {"mlflow": {"experiment": "digits"}},
         frozenset({3, 5}),
         Change([{"policy": "LatestN", "n": 1}], 7),
+        5,
         "killed",
     )
 
