@@ -129,10 +129,10 @@ def _check_names(stores: list[Store]) -> None:
     """Check what becomes the name of a folder, and a key in records."""
     names = [store.name for store in stores]
     for name in names:
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name) or name == "local":
             raise ConfigError(
                 "Callbacks: the name of a store must be lower-case letters, digits, '-' and '_', "
-                f"which {name!r} is not"
+                f"and not 'local', which {name!r} is not"
             )
     if twice := {n for n in names if names.count(n) > 1}:
         raise ConfigError(f"Callbacks: two stores have the name {', '.join(twice)}")

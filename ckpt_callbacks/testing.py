@@ -262,13 +262,13 @@ class StoreContract:
     `make_store()` returns a new object for the same service each time, as a restart does.
     """
 
-    def _open(self, make_store: Callable[[], S], scratch: Path) -> S:
+    def _open(self, make_store: Callable[[], S], scratch: Path, *, reading: bool = False) -> S:
         store = make_store()
         (scratch / "scratch").mkdir(exist_ok=True)
         remembered = scratch / "remembered"
         known = dict(line.split("\t") for line in _lines(remembered))
         refs = store.open(
-            RunInfo("0123456789ab", "contract", {"lr": 0.1}, scratch / "scratch", known)
+            RunInfo("0123456789ab", "contract", {"lr": 0.1}, scratch / "scratch", known, reading)
         )
         remembered.write_text("".join(f"{k}\t{v}\n" for k, v in refs.items()))
         return store
@@ -291,6 +291,19 @@ class StoreContract:
         assert copy.ref
         assert self._bytes(store, 7, tmp_path / "got") == expected
         store.close("finished")
+
+    def test_one_that_only_reads_gets_what_is_there(
+        self, make_store: Callable[[], Store], tmp_path: Path
+    ) -> None:
+        checkpoint = make_checkpoint(tmp_path, 7)
+        expected = {n: (checkpoint.path / n).read_bytes() for n in checkpoint.files}
+        store = self._open(make_store, tmp_path)
+        store.put(checkpoint, [])
+        store.close("finished")
+
+        reader = self._open(make_store, tmp_path, reading=True)
+
+        assert self._bytes(reader, 7, tmp_path / "got") == expected
 
     def test_putting_twice_leaves_one_copy(
         self, make_store: Callable[[], Store], tmp_path: Path

@@ -18,7 +18,7 @@ class FolderStore(Tracker):
         self.root = Path(root)
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
-        for folder in ("steps", "aliases"):
+        for folder in () if run.reading else ("steps", "aliases"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         return {}
 

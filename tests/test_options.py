@@ -1,6 +1,5 @@
 """What can be chosen besides the defaults: when busy, on failure, a store, Orbax's policies."""
 
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -302,6 +301,20 @@ def test_what_is_remembered_of_stores_makes_them_again(tmp_path: Path) -> None:
     assert local_steps(root) == {2, 3}
     where = {c.step: c.where for c in cc.checkpoints(root)}
     assert where == {2: ["local", "MLflow", "W&B (staged)"], 3: ["local", "MLflow"]}
-    assert "password" not in json.dumps(
-        MLflowTracker("digits", tracking_uri="http://user:password@host").settings()
-    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tracking_uri": "http://user:hunter2@host"},
+        {"tracking_uri": "postgresql://host/db?user=u&password=hunter2"},
+        {"artifact_location": "sftp://user:hunter2@host/art"},
+    ],
+)
+def test_what_holds_a_password_is_not_remembered(options: dict[str, str]) -> None:
+    from ckpt_callbacks_mlflow import MLflowTracker
+
+    assert MLflowTracker("digits", **options).settings() is None
+    plain = MLflowTracker("digits", tracking_uri="sqlite:////home/u@host/ml.db").settings()
+    assert plain
+    assert plain["tracking_uri"] == "sqlite:////home/u@host/ml.db"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 import ckpt_callbacks as cc
+from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.testing import Recorder
 from loops import advance, callbacks_in, local_steps, new_state, train, weight
 
@@ -28,6 +29,7 @@ never = threading.Event()
 {before}
 callbacks = cc.Callbacks(
     cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(1000) | cc.AtEnd(), keep=cc.LatestN(2)),
+    {store}
     grace={grace},
 )
 with callbacks.run({{"w": np.zeros(1000)}}) as run:
@@ -57,8 +59,9 @@ def loop(
     before: str = "",
     after: str = "",
     grace: float = 30,
+    store: str = "",
 ) -> Iterator[subprocess.Popen[str]]:
-    code = LOOP.format(wait=wait, obey=obey, before=before, after=after, grace=grace)
+    code = LOOP.format(wait=wait, obey=obey, before=before, after=after, grace=grace, store=store)
     process = subprocess.Popen(
         [sys.executable, "-c", code, directory],
         stdout=subprocess.PIPE,
@@ -120,6 +123,40 @@ def test_a_loop_that_does_not_stop_ends_with_the_grace_time(tmp_path: Path) -> N
     assert "told to end" in err
     steps = local_steps(tmp_path / "run")
     assert len(steps) == 2, "the step after the notice was not saved"
+
+
+def test_a_tracker_that_is_down_does_not_take_all_of_the_grace_time(tmp_path: Path) -> None:
+    before = "from ckpt_callbacks.testing import MemoryStore as M; down = M(); down.down = True"
+    with loop(tmp_path / "run", before=before, store="down,", grace=3) as process:
+        process.send_signal(signal.SIGTERM)
+        code, out, err = end(process)
+
+    assert (code, out) == (0, "last 5\n"), err
+    assert "Memory does not have everything yet" in err
+    run = RunDirectory(tmp_path / "run").read_run()
+    assert run
+    assert run.status == "preempted"
+
+
+def test_a_run_that_is_entered_after_the_notice_stops_at_once(tmp_path: Path) -> None:
+    after = """
+with callbacks.run({"w": np.zeros(1000)}) as run:
+    state = run.state
+    print(run.should_stop, run.next_step)
+    run.on_step(run.next_step, state)
+"""
+    with loop(tmp_path / "run", after=after) as process:
+        process.send_signal(signal.SIGTERM)
+        code, out, err = end(process)
+
+    assert (code, out) == (0, "last 5\nTrue 6\n"), err
+    assert local_steps(tmp_path / "run") == {5, 6}
+
+
+def test_without_checkpoints_the_signal_is_left_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with cc.Callbacks().run(new_state()):
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_handler_that_was_there_is_called_and_put_back(tmp_path: Path) -> None:

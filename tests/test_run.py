@@ -720,7 +720,7 @@ def test_a_start_that_fails_leaves_no_lock_and_no_thread(tmp_path: Path) -> None
 
     for _ in range(2):
         with (
-            pytest.raises(cc.ConfigError, match="cannot write to the run directory .*stores"),
+            pytest.raises(cc.ConfigError, match=r"cannot write to the run directory .*stores"),
             callbacks_in(root, MemoryStore()).run({"w": 1}),
         ):
             pass

@@ -55,7 +55,8 @@ class ZipStore(Store):
     def open(self, run: RunInfo) -> Mapping[str, str]:
         name = run.remembered.get("folder", f"{run.name}-{run.run_id}")  # the name may change
         self._folder = self._root / name
-        (self._folder / "aliases").mkdir(parents=True, exist_ok=True)
+        if not run.reading:
+            (self._folder / "aliases").mkdir(parents=True, exist_ok=True)
         return {"folder": name}
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:

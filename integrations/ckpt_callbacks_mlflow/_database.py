@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["absolute", "create_database"]
+__all__ = ["absolute", "create_database", "has_secret"]
 
 _PREFIX = "sqlite:///"
+_SECRETS = ("user", "pass", "pwd", "secret", "token", "key", "sig", "credential")
+"""Parts of names of query parameters that are not written down."""
 
 
 def create_database(uri: str, key: str) -> None:
@@ -44,3 +47,12 @@ def absolute(uri: str | None) -> str | None:
     if uri and ":" not in uri:
         return str(Path(uri).absolute())
     return uri
+
+
+def has_secret(uri: str | None) -> bool:
+    """Return whether a URI names a user, or holds something like a password."""
+    if not uri or uri.startswith(_PREFIX):
+        return False
+    parts = urlsplit(uri)
+    names = " ".join(parse_qs(parts.query)).lower()
+    return "@" in parts.netloc or any(word in names for word in _SECRETS)

@@ -22,7 +22,7 @@ from ckpt_callbacks.stores import (
     Tracker,
     redact,
 )
-from ckpt_callbacks_mlflow._database import absolute, create_database
+from ckpt_callbacks_mlflow._database import absolute, create_database, has_secret
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,13 +93,13 @@ class MLflowTracker(Tracker):
         self._client: MlflowClient
         self._run_id = self._experiment_id = self._key = ""
 
-    def settings(self) -> Mapping[str, Any]:
-        uri = absolute(self._tracking_uri)
+    def settings(self) -> Mapping[str, Any] | None:
+        if has_secret(self._tracking_uri) or has_secret(self._artifact_location):
+            return None  # rather than a tracker that finds another server
         return {
             "experiment": self._experiment,
             "register_as": self._register_as,
-            # One with a password is left to the environment of the other process.
-            "tracking_uri": uri if uri is None or redact(uri) == uri else None,
+            "tracking_uri": absolute(self._tracking_uri),
             "artifact_location": absolute(self._artifact_location),
             "run_name": self._run_name,
             "keep": self.keep and policy_to_json(self.keep),
