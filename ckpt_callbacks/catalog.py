@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
 from ckpt_callbacks.directory import RunDirectory
@@ -52,6 +51,8 @@ def info_of(
 
 
 def _make(name: str, settings: Mapping[str, Any]) -> Store:
+    from importlib.metadata import entry_points
+
     (found,) = entry_points(group=GROUP, name=name)
     arguments = dict(settings)
     if keep := arguments.get("keep"):

@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -140,7 +139,7 @@ class RunDirectory:
                 f"cannot write to the run directory {self.root}: {error.strerror}; "
                 "choose another directory, or change its permissions"
             ) from error
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        me = {"host": os.uname().nodename, "pid": os.getpid(), "since": time.time()}
         me |= {"brief": brief}
         try:
             self._sweep()
@@ -204,7 +203,7 @@ class RunDirectory:
         """
         owner = self._read_owner()
         pid = owner.get("pid")
-        here = owner.get("host") == socket.gethostname() and isinstance(pid, int)
+        here = owner.get("host") == os.uname().nodename and isinstance(pid, int)
         if not owner or (here and not Path(f"/proc/{pid}").exists() and Path("/proc").exists()):
             return self.is_mine
         return not owner.get("brief")

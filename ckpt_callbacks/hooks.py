@@ -6,7 +6,6 @@ methods, in pluggy's order. A hook that some plugin wraps goes through pluggy it
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 import threading
@@ -193,6 +192,8 @@ def _explain(plugin: object, error: Exception) -> str:
         return f"plugin {who}: {wrong[1]} has the parameters {wrong[2]}; its only one is `event`"
     if not unknown:
         return f"plugin {who}: {error}"
+    import difflib
+
     close = difflib.get_close_matches(unknown[1], _NAMES, n=1)
     hint = f"did you mean {close[0]}?" if close else f"the hooks are {', '.join(sorted(_NAMES))}"
     return f"plugin {who}: there is no hook {unknown[1]!r}; {hint}"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def submit(directory: RunDirectory, request: Request) -> Path:
     """Put a request into the inbox and return its file, which the owner removes once applied."""
     directory.inbox.mkdir(exist_ok=True)
     # In the order in which they were asked, as far as clocks agree.
-    path = directory.inbox / f"{time.time_ns():020d}-{uuid.uuid4().hex}.json"
+    path = directory.inbox / f"{time.time_ns():020d}-{os.urandom(16).hex()}.json"
     replace_text(path, _to_json(request))
     hit("request-written")
     return path

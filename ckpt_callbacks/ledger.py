@@ -7,9 +7,9 @@ and answers what is to be done next. Every method takes the mutex, so all see on
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -75,7 +75,7 @@ class Ledger:
         self._closed = False
         run = directory.read_run()
         spec = policy_to_json(policy)
-        self._run = run or RunFile(uuid.uuid4().hex[:12], spec)
+        self._run = run or RunFile(os.urandom(6).hex(), spec)
         self._decision: Decision | None = None
         new = replace(self._run, policy=spec, change=self._begin_change(spec))
         if run != new:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import os
 import sys
 import threading
@@ -20,8 +19,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckpt_callbacks.errors import UsageError
+from ckpt_callbacks.errors import ConfigError, UsageError
 from ckpt_callbacks.failpoints import hit
+from ckpt_callbacks.policy import as_step
 from ckpt_callbacks.stores import MetricPoint
 
 __all__ = ["MetricBuffer", "MetricLog", "host_floats"]
@@ -253,7 +253,10 @@ class MetricBuffer:
             points: list[MetricPoint] = []
             for (step, _), metrics in zip(taken, host, strict=True):
                 values, problems = host_floats(metrics)
-                points.append(MetricPoint(operator.index(step), now, values))
+                try:
+                    points.append(MetricPoint(as_step("metrics", step), now, values))
+                except ConfigError as error:  # `on_step` looks at few steps only, to be fast
+                    problems["step"] = str(error)
                 for name in problems.keys() - self._reported:
                     logger.warning("%s", problems[name])
                 self._reported |= problems.keys()

@@ -13,7 +13,7 @@ and a queued upload that the policy no longer wants simply is not planned.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckpt_callbacks.policy import Candidate, KeepPolicy
@@ -115,20 +115,7 @@ def next_action(
         view: what the store holds.
         readable: steps that can be copied from the run directory.
     """
-    held = [c for c in history if c.step in view.held]
-    for name, step in targets(policy, held, decision).items():
-        if view.aliases.get(name) != step:
-            return Alias(name, step)
-    named = set(view.aliases.values())
-    for step in sorted(view.held | view.begun):
-        if step not in decision.kept and step not in named:
-            return Delete(step)
-    for step in sorted(decision.kept):
-        if step not in view.held and step in readable:
-            new = [c for c in history if c.step == step]
-            aliases = targets(policy, [*held, *new], decision)
-            return Publish(step, tuple(n for n, s in aliases.items() if s == step))
-    return None
+    return next(_actions(policy, history, decision, view, readable), None)
 
 
 def plan(
@@ -139,11 +126,44 @@ def plan(
     readable: Collection[int],
 ) -> list[Action]:
     """Return all actions, in order, that make the store as decided."""
-    actions: list[Action] = []
-    while action := next_action(policy, history, decision, view, readable):
-        actions.append(action)
-        view = view.after(action)
-    return actions
+    return list(_actions(policy, history, decision, view, readable))
+
+
+def _actions(
+    policy: KeepPolicy,
+    history: Sequence[Candidate],
+    decision: Decision,
+    view: View,
+    readable: Collection[int],
+) -> Iterator[Action]:
+    """Yield the actions in order, each as if those before it were done.
+
+    What a publish costs goes by the number of aliases, not of copies. Its rivals are the steps
+    that should be named: a better one was passed over by an alias that follows the decision, and
+    does so for good. And only what an alias named just before can have become unwanted.
+    """
+    aliases, there = dict(view.aliases), view.held | view.begun
+    wanted = targets(policy, [c for c in history if c.step in view.held], decision)
+    yield from _settle(wanted, aliases, there, decision)
+    known = {c.step: c for c in history}
+    for step in sorted((decision.kept.keys() & readable) - view.held):
+        rivals = {*wanted.values(), step}
+        wanted = targets(policy, [known[s] for s in rivals if s in known], decision)
+        yield Publish(step, tuple(n for n, s in wanted.items() if s == step))
+        yield from _settle(wanted, aliases, there.intersection(aliases.values()), decision)
+
+
+def _settle(
+    wanted: Mapping[str, int], aliases: dict[str, int], copies: Iterable[int], decision: Decision
+) -> Iterator[Action]:
+    """Yield the moves of `aliases`, which is updated, and the deletes among `copies`."""
+    for name, step in wanted.items():
+        if aliases.get(name) != step:
+            yield Alias(name, step)
+            aliases[name] = step
+    named = set(aliases.values())
+    for step in sorted(s for s in copies if s not in decision.kept and s not in named):
+        yield Delete(step)
 
 
 def evictable(decision: Decision, complete: Collection[int], leased: Collection[int]) -> list[int]:

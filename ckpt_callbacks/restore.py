@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -109,6 +108,8 @@ def _from_elsewhere(
     Raises:
         CorruptCheckpoint: no store has one.
     """
+    import tempfile
+
     run = directory.open_run()
     there = stores_of(run) if stores is None else stores
     infos = [info_of(directory, run, store.name, None) for store in there]

@@ -7,6 +7,7 @@ pruning early changes nothing later.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -110,15 +111,16 @@ class BestN(KeepPolicy):
         """Return whether a checkpoint has the metric, which may be one that does not rank."""
         return self._raw(candidate) is not None
 
-    def ranked(self, history: Iterable[Candidate]) -> list[int]:
-        """Return the steps that have a finite value, best first."""
+    def ranked(self, history: Iterable[Candidate], n: int | None = None) -> list[int]:
+        """Return the steps that have a finite value, best first; at most `n` of them."""
         sign = 1.0 if self.mode == "max" else -1.0
         measured = [(self.value(c), c.step) for c in history]
-        order = sorted(((sign * v, step) for v, step in measured if v is not None), reverse=True)
+        values = [(sign * v, step) for v, step in measured if v is not None]
+        order = sorted(values, reverse=True) if n is None else heapq.nlargest(n, values)
         return [step for _, step in order]
 
     def keep(self, history: Sequence[Candidate]) -> Mapping[int, str]:
-        best = self.ranked(history)[: self.n]
+        best = self.ranked(history, self.n)
         reasons = {step: f"best #{rank}" for rank, step in enumerate(best, 1)}
         open_ = [c.step for c in history if self._raw(c) is None]
         newest = open_ if self.pending is None else open_[max(0, len(open_) - self.pending) :]
@@ -215,7 +217,7 @@ def promote(policy: Policy, history: Iterable[Candidate]) -> dict[str, int]:
     ordered = sorted(history, key=lambda c: c.step)
     aliases: dict[str, int] = {}
     for best in _bests(policy):
-        if ranked := best.ranked(ordered):
+        if ranked := best.ranked(ordered, 1):
             aliases[_alias(policy, best)] = ranked[0]
             if best is _bests(policy)[0]:
                 aliases["best"] = ranked[0]

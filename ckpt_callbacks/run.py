@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -34,6 +35,8 @@ __all__ = ["Run"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
+_ALWAYS = -math.inf
+"""A gate that every step passes."""
 _Taken = tuple[int, Any, Mapping[str, Any] | None, Mapping[str, Any] | None]
 """What `on_step` was given: step, state, metrics, metadata."""
 
@@ -78,7 +81,7 @@ class Run(Generic[S]):
         self._failed_step: int | None = None
         self._pid, self._thread = os.getpid(), 0
         self._next_save = self._next_hook = NEVER
-        self._gate = -1  # the first `on_step` always takes the slow way
+        self._gate: float = _ALWAYS  # the first `on_step` always takes the slow way
         self.next_step = 0
         """First step that the loop should take: 0, or the one after the restored checkpoint."""
 
@@ -141,7 +144,7 @@ class Run(Generic[S]):
                     status = "preempted"
             finally:
                 engine, self._engine = self._engine, None
-                self._gate = -1
+                self._gate = _ALWAYS
                 deadline = time.monotonic() + self._drain_limit
 
                 def left() -> float:
@@ -362,10 +365,15 @@ class Run(Generic[S]):
 
     def _save_at_end(self, status: str, policy: SavePolicy, engine: Engine) -> None:
         latest, self._latest = self._latest, None
-        if latest is None or self._is_past(latest[0]):
+        if latest is None:
             return
-        if self._last_chance(latest[0]) or policy.at_end(status):
-            self._save(latest, engine)
+        try:
+            step = as_step("on_step", latest[0])
+        except ConfigError as error:  # it came on the fast way
+            logger.error("the last step is not saved: %s", error)
+            return
+        if not self._is_past(step) and (self._last_chance(step) or policy.at_end(status)):
+            self._save((step, *latest[1:]), engine)
 
     def _save(self, taken: _Taken, engine: Engine) -> None:
         step, state, metrics, metadata = taken
@@ -415,14 +423,15 @@ class Run(Generic[S]):
 
     def _set_gate(self) -> None:
         """Let the next `on_step` that has something to do take the slow way."""
-        self._gate = min(self._next_save, self._next_hook)
+        due = min(self._next_save, self._next_hook)
+        self._gate = due if due < NEVER else math.inf  # which a JAX integer can be compared with
         # After the line above, since these are set on other threads or in a signal handler.
         told = self._preemption.notice and not self._last_chance_used
         if self._error or told or self._preemption.distributed:
-            self._gate = -1
+            self._gate = _ALWAYS
 
     def _wake(self) -> None:
-        self._gate = -1
+        self._gate = _ALWAYS
 
     def _stop(self, error: BaseException) -> None:
         """Let the next call of the loop raise an error."""

@@ -1,10 +1,13 @@
 """What a store does next: promised at every action of every plan."""
 
+from collections.abc import Collection
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies
 from ckpt_callbacks.plan import (
+    Action,
     Alias,
     Delete,
     Publish,
@@ -15,7 +18,7 @@ from ckpt_callbacks.plan import (
     targets,
 )
 from ckpt_callbacks.policy import Candidate, KeepPolicy
-from ckpt_callbacks.retention import BestN, LatestN, decide
+from ckpt_callbacks.retention import BestN, Decision, LatestN, decide
 
 History = list[Candidate]
 
@@ -32,6 +35,63 @@ def situations(draw: st.DrawFn) -> tuple[KeepPolicy, History, View, set[int]]:
         draw(st.dictionaries(names, st.sampled_from(sorted(held)))) if held else dict[str, int]()
     )
     return policy, history, View(frozenset(held), aliases), set(steps)
+
+
+@st.composite
+def oddities(draw: st.DrawFn) -> tuple[KeepPolicy, History, Decision, View, set[int]]:
+    """Anything: a decision of another policy, aliases that name nothing, copies no one knows."""
+    history = draw(strategies.histories)
+    steps = st.sampled_from([c.step for c in history] + [61, 62])
+    names = st.sampled_from(["best", "best-loss", "best-accuracy", "last", "mine"])
+    left_out = draw(st.sets(steps))
+    decision = decide(draw(strategies.policies), [c for c in history if c.step not in left_out])
+    if draw(st.booleans()):
+        kept = dict(decision.kept) | dict.fromkeys(draw(st.sets(steps, max_size=3)), "odd")
+        decision = Decision(kept, draw(st.dictionaries(names, steps)))
+    view = View(
+        frozenset(draw(st.sets(steps))),
+        draw(st.dictionaries(names, steps)),
+        frozenset(draw(st.sets(steps))),
+    )
+    return draw(strategies.policies), history, decision, view, draw(st.sets(steps))
+
+
+def first_action(
+    policy: KeepPolicy,
+    history: History,
+    decision: Decision,
+    view: View,
+    readable: Collection[int],
+) -> Action | None:
+    """What `next_action` promises, said once more and as plainly as it goes."""
+    held = [c for c in history if c.step in view.held]
+    for name, step in targets(policy, held, decision).items():
+        if view.aliases.get(name) != step:
+            return Alias(name, step)
+    for step in sorted(view.held | view.begun):
+        if step not in decision.kept and step not in view.aliases.values():
+            return Delete(step)
+    for step in sorted(decision.kept):
+        if step not in view.held and step in readable:
+            new = [c for c in history if c.step == step]
+            aliases = targets(policy, [*held, *new], decision)
+            return Publish(step, tuple(n for n, s in aliases.items() if s == step))
+    return None
+
+
+@given(st.one_of(oddities(), situations().map(lambda s: (*s[:2], decide(*s[:2]), *s[2:]))))
+def test_a_plan_is_the_first_action_again_and_again(
+    situation: tuple[KeepPolicy, History, Decision, View, set[int]],
+) -> None:
+    policy, history, decision, view, readable = situation
+
+    for action in plan(policy, history, decision, view, readable):
+        assert action == first_action(policy, history, decision, view, readable)
+        assert action == next_action(policy, history, decision, view, readable)
+        view = view.after(action)
+
+    assert first_action(policy, history, decision, view, readable) is None
+    assert next_action(policy, history, decision, view, readable) is None
 
 
 @given(situations())
