@@ -17,6 +17,9 @@
             run.on_step(step, state, metrics)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import ckpt_callbacks.orbax_policies  # noqa: F401  # so that policies of Orbax are understood
 from ckpt_callbacks.callbacks import Callbacks
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
@@ -49,11 +52,7 @@ from ckpt_callbacks.events import (
 )
 from ckpt_callbacks.hookspecs import hookimpl
 from ckpt_callbacks.policy import Candidate, Custom, KeepPolicy, SaveContext, SavePolicy
-from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
-from ckpt_callbacks.requests import pin, report_metrics, unpin
-from ckpt_callbacks.restore import restore
 from ckpt_callbacks.retention import BestN, LatestN
-from ckpt_callbacks.run import Run
 from ckpt_callbacks.schedule import (
     AtEnd,
     CustomSteps,
@@ -62,7 +61,13 @@ from ckpt_callbacks.schedule import (
     OnEval,
     OnImprovement,
 )
-from ckpt_callbacks.verification import Problem, verify
+
+if TYPE_CHECKING:
+    from ckpt_callbacks.reading import restore
+    from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
+    from ckpt_callbacks.requests import pin, report_metrics, unpin
+    from ckpt_callbacks.run import Run
+    from ckpt_callbacks.verification import Problem, verify
 
 __all__ = [
     "AtEnd",
@@ -116,3 +121,24 @@ __all__ = [
     "unpin",
     "verify",
 ]
+
+# What a training script may do without, or needs only once it runs, is loaded when it is used.
+_LATER = {
+    "reading": ("restore",),
+    "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
+    "requests": ("pin", "report_metrics", "unpin"),
+    "run": ("Run",),
+    "verification": ("Problem", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,15 +6,17 @@ import json
 import re
 import threading
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.hooks import Hooks
-from ckpt_callbacks.recovery import Resume
-from ckpt_callbacks.run import Run
+from ckpt_callbacks.policy import Resume
 from ckpt_callbacks.stores import Store
+
+if TYPE_CHECKING:
+    from ckpt_callbacks.run import Run
 
 __all__ = ["Callbacks"]
 
@@ -102,6 +104,9 @@ class Callbacks:
         Raises:
             ConfigError: `config` is not JSON, or `resume` is none of those.
         """
+        # Here and not above: a script that imports the package may not train.
+        from ckpt_callbacks.run import Run
+
         is_step = isinstance(resume, int) and not isinstance(resume, bool) and resume >= 0
         if not is_step and resume not in ("last", "best", None):
             raise ConfigError(f"run: resume must be 'last', 'best', a step or None, not {resume!r}")

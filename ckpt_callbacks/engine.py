@@ -17,8 +17,8 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.inbox import Inbox, Measured, Pinned, Request
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricBuffer, MetricLog
-from ckpt_callbacks.policy import KeepPolicy
-from ckpt_callbacks.recovery import Resume, choose, copy_from, recover
+from ckpt_callbacks.policy import KeepPolicy, Resume
+from ckpt_callbacks.recovery import choose, copy_from, recover
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import MetricPoint, Store, Tracker
 from ckpt_callbacks.worker import Worker

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ckpt_callbacks.errors import ConfigError
 
@@ -23,6 +23,7 @@ __all__ = [
     "Custom",
     "KeepPolicy",
     "Policy",
+    "Resume",
     "SaveContext",
     "SavePolicy",
     "as_keep",
@@ -33,6 +34,8 @@ __all__ = [
     "translators",
 ]
 
+Resume = int | Literal["last", "best"] | None
+"""The checkpoint to go on from: a step, the newest complete one, the best, or none."""
 NEVER = 1 << 62
 """A step that no loop reaches."""
 

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from ckpt_callbacks import orbax_io
 from ckpt_callbacks.errors import (
@@ -23,15 +22,14 @@ from ckpt_callbacks.errors import (
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal, verify
+from ckpt_callbacks.policy import Resume
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.stores import RunInfo, Store, redact
 
-__all__ = ["Resume", "choose", "copy_from", "recover"]
+__all__ = ["choose", "copy_from", "recover"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
-Resume = int | Literal["last", "best"] | None
-"""The checkpoint to go on from: a step, the newest complete one, the best, or none."""
 Repair = Callable[[Record, Path], bool]
 """Fills a folder with a checkpoint from elsewhere; returns whether it could."""
 

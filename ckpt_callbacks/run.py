@@ -24,11 +24,10 @@ from ckpt_callbacks.evaluations import Evaluations
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
-from ckpt_callbacks.policy import NEVER, SaveContext, SavePolicy, as_step
+from ckpt_callbacks.policy import NEVER, Resume, SaveContext, SavePolicy, as_step
 from ckpt_callbacks.preemption import Preemption
-from ckpt_callbacks.recovery import Resume
+from ckpt_callbacks.reading import read
 from ckpt_callbacks.report import Summary, summarize
-from ckpt_callbacks.restore import read
 from ckpt_callbacks.stores import Store
 
 __all__ = ["Run"]

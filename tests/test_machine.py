@@ -32,8 +32,8 @@ from ckpt_callbacks.events import Saved
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
-from ckpt_callbacks.policy import Candidate, KeepPolicy
-from ckpt_callbacks.recovery import Resume, choose, recover
+from ckpt_callbacks.policy import Candidate, KeepPolicy, Resume
+from ckpt_callbacks.recovery import choose, recover
 from ckpt_callbacks.retention import finite, narrow
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import RunInfo
