@@ -23,13 +23,14 @@ from ckpt_callbacks.directory import RunDirectory, replace_text
 from ckpt_callbacks.errors import CkptCallbacksError, NewerFormat, RecordError
 from ckpt_callbacks.failpoints import hit
 
-__all__ = ["Inbox", "Measured", "Pinned", "Request", "submit"]
+__all__ = ["Inbox", "Measured", "Pinned", "Request", "is_attended", "submit"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
 INTERVAL = 0.25
 """Seconds between two looks into the inbox."""
-INBOX_THREAD = "ckpt-inbox"
+_attended: dict[Path, threading.Thread] = {}
+"""The inboxes of this process that are looked into, and the thread that does."""
 FORMAT = 1
 
 
@@ -64,6 +65,12 @@ def submit(directory: RunDirectory, request: Request) -> Path:
     return path
 
 
+def is_attended(directory: RunDirectory) -> bool:
+    """Return whether another thread of this process will apply what is asked now."""
+    thread = _attended.get(directory.root.resolve())
+    return thread is not None and thread is not threading.current_thread()
+
+
 class Inbox:
     """Applies requests, on a thread of its own, every quarter of a second.
 
@@ -88,15 +95,17 @@ class Inbox:
         self._announced: set[str] = set()
         self._done: set[str] = set()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=INBOX_THREAD, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ckpt-inbox", daemon=True)
 
     def start(self) -> None:
         """Begin to look, on a thread of its own."""
+        _attended[self._directory.root.resolve()] = self._thread
         self._thread.start()
 
     def close(self) -> None:
         """Apply what is there, and stop."""
         self._stop.set()
+        _attended.pop(self._directory.root.resolve(), None)
         if self._thread.is_alive():
             self._thread.join()
 

@@ -7,7 +7,6 @@ directory, the caller becomes the owner for a moment and does all that follows, 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.engine import Engine
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, DirectoryLocked
 from ckpt_callbacks.hooks import Hooks
-from ckpt_callbacks.inbox import INBOX_THREAD, Measured, Pinned, Request, submit
+from ckpt_callbacks.inbox import Measured, Pinned, Request, is_attended, submit
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.policy import as_step
 from ckpt_callbacks.retention import policy_from_json
@@ -113,8 +112,10 @@ def _ask(
         try:
             _act_as_owner(directory, stores, deadline)
         except DirectoryLocked:
-            # A plugin that asks while another request is applied would wait for itself.
-            if time.monotonic() > deadline or threading.current_thread().name == INBOX_THREAD:
+            # A plugin that asks at a moment when this process does not listen, such as the start
+            # of the run, would wait for itself.
+            deaf = directory.is_mine and not is_attended(directory)
+            if deaf or time.monotonic() > deadline:
                 return False
             time.sleep(_POLL)
     return True

@@ -112,34 +112,39 @@ def test_a_listener_may_wait_for_saves_while_the_next_one_is_in_flight(tmp_path:
 def test_a_listener_may_wait_when_a_save_has_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
+    real, begun, returned = orbax_io.save, threading.Event(), threading.Event()
+
     class Broken:
         def result(self) -> None:
             raise OSError("the disk broke")
 
-    def save(*_: object) -> Broken:
+    def broken(*_: object) -> Broken:
+        monkeypatch.setattr(orbax_io, "save", real)
         if where == "at once":
             raise OSError("the disk broke")
         return Broken()
 
     class Waits:
-        returned = False
-
         @cc.hookimpl
         def on_save_failed(self, event: cc.SaveFailed) -> None:
+            if where == "at the commit":
+                begun.wait(LIMIT)  # the next save has begun, which this thread is to finish
             run.wait()
-            self.returned = True
+            returned.set()
 
-    listener = Waits()
-    run = callbacks_in(tmp_path, listener).run(new_state())
+    run = callbacks_in(tmp_path, Waits()).run(new_state())
 
     def body() -> None:
         with run:
-            monkeypatch.setattr(orbax_io, "save", save)
+            monkeypatch.setattr(orbax_io, "save", broken)
             run.on_step(0, new_state())
+            run.on_step(1, new_state())
+            begun.set()
 
     bounded(body)
 
-    assert listener.returned
+    assert returned.is_set()
+    assert local_steps(tmp_path) == {1}
 
 
 def test_a_listener_may_evaluate_while_the_next_save_fails_at_once(tmp_path: Path) -> None:
@@ -352,6 +357,24 @@ def test_a_pin_in_the_training_process_works_and_leaves_the_directory_locked(
 
     assert answers == [True, True]
     assert local_steps(tmp_path) == {0, 2}
+    assert cc.find(tmp_path, 0).reason == "pinned"
+
+
+def test_a_pin_while_the_run_is_entered_or_left_is_applied_later(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path, keep=cc.LatestN(2)), 2)
+    answers: list[bool] = []
+
+    class Pins:
+        @cc.hookimpl
+        def on_run_started(self, event: cc.RunStarted) -> None:
+            answers.append(cc.pin(tmp_path, 0, timeout=10 * LIMIT))
+
+    def body() -> None:
+        train(callbacks_in(tmp_path, Pins(), keep=cc.LatestN(1)), 4)
+
+    bounded(body)
+
+    assert answers == [False]
     assert cc.find(tmp_path, 0).reason == "pinned"
 
 
