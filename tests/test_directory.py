@@ -1,7 +1,12 @@
 """Who owns a run directory, and how its files change."""
 
+import json
+import os
+import socket
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +37,31 @@ def test_a_second_process_is_told_who_owns_it(tmp_path: Path) -> None:
         owner.kill()
 
     directory = RunDirectory(tmp_path / "run")  # a dead owner holds nothing
+    directory.acquire()
+    directory.release()
+
+
+def test_only_a_lock_counts_and_not_what_is_written_of_the_owner(tmp_path: Path) -> None:
+    """A file may be old, or name a process id that is somebody else's by now."""
+    directory = RunDirectory(tmp_path / "run")
+    written = directory.meta / "owner.json"
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, directory.root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"mine\n"
+        old = {"host": socket.gethostname(), "pid": owner.pid, "since": 0.0, "brief": False}
+        written.write_text(json.dumps(old))
+        with pytest.raises(DirectoryLocked, match=f"process {owner.pid} "):
+            directory.acquire()
+        written.unlink()
+        with pytest.raises(DirectoryLocked, match="another process"):
+            directory.acquire(patience=0)
+        owner.kill()
+
+    written.write_text(json.dumps({**old, "pid": os.getppid(), "since": time.time()}))
     directory.acquire()
     directory.release()
 
@@ -106,3 +136,25 @@ def test_replacing_leaves_no_temporary_file(tmp_path: Path) -> None:
 
     assert (tmp_path / "a.json").read_text() == "two"
     assert [p.name for p in tmp_path.glob("*a.json*")] == ["a.json"]
+
+
+def test_a_file_is_replaced_once_its_new_content_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a power cut at any moment leaves the old content or the new, and all of it."""
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    synced: list[tuple[int, str, str]] = []
+
+    def sync(fd: int) -> None:
+        """Note which file is synced, its content if it is one, and what a reader finds."""
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        content = Path(f"/proc/self/fd/{fd}").read_text() if is_file else ""
+        synced.append((os.fstat(fd).st_ino, content, path.read_text()))
+
+    monkeypatch.setattr("os.fsync", sync)
+
+    replace_text(path, "new one")
+
+    new, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert synced == [(new, "new one", "old"), (folder, "", "new one")]

@@ -15,6 +15,7 @@ import pytest
 
 import ckpt_callbacks
 import ckpt_callbacks as cc
+from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.failpoints import POINTS
 from ckpt_callbacks.testing import TrackerContract
 from folder_store import FolderStore
@@ -44,6 +45,7 @@ def outcome(root: Path) -> dict[str, Any]:
     assert listing is not None
     return {
         "folders": sorted(p.name for p in (root / "run").iterdir()),
+        "evicted": sorted({gone.step for gone in RunDirectory(root / "run").read_evicted()}),
         "records": {n: (r["state"], r["metrics"], r["logged"]) for n, r in records.items()},
         "trash": list((meta / "trash").iterdir()),
         # What a request left that was cut when it was written goes after some time only.
@@ -72,6 +74,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert run(root) == 0
     found = outcome(root)
     assert found["complete"] == [1, 5]
+    assert found["evicted"] == [0, 2, 3, 4]
     assert found["aliases"] == {"best": 1, "last": 5}
     return found
 

@@ -6,6 +6,7 @@ thousands of real saves would take hours; `test_kills.py` has the real one.
 """
 
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
 from ckpt_callbacks.policy import Candidate, KeepPolicy, Resume
 from ckpt_callbacks.recovery import choose, recover
-from ckpt_callbacks.retention import finite, narrow
+from ckpt_callbacks.retention import narrow
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import RunInfo
 from ckpt_callbacks.testing import FakeClock, MemoryStore, Recorder
@@ -151,6 +152,15 @@ class Machine(RuleBasedStateMachine):
 
         self.guarded(body)
 
+    @rule(steps=st.lists(strategies.metrics, min_size=1, max_size=4), times=st.integers(0, 5))
+    def train(self, steps: list[dict[str, float]], times: int) -> None:
+        """Often enough a run simply goes on; else hardly anything is there that could go wrong."""
+        for metrics in steps:
+            self.save(metrics)
+            self.evict()
+            self.work(0, times)
+            self.work(1, times)
+
     @rule(back=st.integers(0, 6), metrics=strategies.metrics)
     def measure_late(self, back: int, metrics: dict[str, float]) -> None:
         self.guarded(lambda: self.ledger.measured(self.step - back, metrics))
@@ -251,7 +261,7 @@ class Machine(RuleBasedStateMachine):
         decision = self.ledger.decision()
         if "best" in decision.aliases:
             metrics = self.ledger.records()[decision.aliases["best"]].metrics
-            assert any(finite(v) is not None for v in metrics.values())
+            assert any(map(math.isfinite, metrics.values()))
 
     def teardown(self) -> None:
         if not hasattr(self, "ledger"):

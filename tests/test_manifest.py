@@ -1,5 +1,6 @@
 """Files of a checkpoint: sealed, verified, linked."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,17 @@ def test_a_sealed_tree_is_read_only_and_verifies(tree: Path) -> None:
     assert files["model/data"].size == 256 * 8192
     assert (tree / "model" / "data").stat().st_mode & 0o777 == 0o444
     verify(tree, files)
+
+
+def test_a_sealed_tree_is_on_the_disk(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and every list of names, also the one that the checkpoint itself is in."""
+    synced: set[int] = set()
+    monkeypatch.setattr("os.fsync", lambda fd: synced.add(os.fstat(fd).st_ino))
+
+    seal(tree)
+
+    there = [*tree.rglob("*"), tree, tree.parent]
+    assert [p for p in there if p.stat().st_ino not in synced] == []
 
 
 def test_a_flipped_bit_names_the_file(tree: Path) -> None:

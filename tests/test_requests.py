@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import ckpt_callbacks as cc
 from ckpt_callbacks.cli import main
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.inbox import Measured, submit
+from ckpt_callbacks.inbox import Inbox, Measured, Pinned, Request, submit
 from ckpt_callbacks.testing import MemoryStore, Recorder
 from folder_store import FolderStore
 from loops import KEEP, callbacks_in, local_steps, new_state, train, weight
@@ -156,6 +156,31 @@ def test_what_can_not_be_applied_is_dropped_and_told(
     assert [p.name for p in inbox.iterdir()] == ["3.json"]
     for text in ("1.json is damaged", "2.json is dropped: step 77 can not", "3.json was written"):
         assert text in caplog.text
+
+
+def test_a_request_is_there_until_it_is_applied(tmp_path: Path) -> None:
+    """A kill on the way, or a full disk, must not lose it."""
+    directory = RunDirectory(tmp_path)
+    directory.acquire()
+    path = submit(directory, Pinned(7, pinned=True))
+    applied: list[Request] = []
+
+    def apply(request: Request) -> None:
+        assert path.exists()
+        if not applied:
+            applied.append(request)
+            raise OSError("the disk is full")
+        applied.append(request)
+
+    inbox = Inbox(directory, threading.Lock(), lambda request: None, apply)
+    with pytest.raises(OSError, match="full"):
+        inbox.look()
+    assert path.exists()
+    inbox.look()
+
+    assert applied == [Pinned(7, pinned=True)] * 2
+    assert not path.exists()
+    directory.release()
 
 
 @pytest.mark.parametrize(

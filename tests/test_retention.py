@@ -15,7 +15,7 @@ from ckpt_callbacks.retention import (
     LatestN,
     decide,
     explain,
-    finite,
+    narrow,
     policy_from_json,
     policy_to_json,
     promote,
@@ -23,6 +23,13 @@ from ckpt_callbacks.retention import (
 from ckpt_callbacks.schedule import CustomSteps, EveryNSeconds, EveryNSteps
 
 History = list[Candidate]
+
+
+@st.composite
+def pinned_histories(draw: st.DrawFn) -> tuple[History, set[int]]:
+    """A history, and steps that are pinned; one of them may be gone."""
+    history = draw(strategies.histories)
+    return history, draw(st.sets(st.sampled_from([*(c.step for c in history), 61])))
 
 
 def losses(*values: float | None) -> History:
@@ -92,12 +99,36 @@ def test_aliases_name_kept_steps(policy: KeepPolicy, history: History) -> None:
         assert decision.aliases["last"] == history[-1].step
 
 
+@given(strategies.policies, strategies.policies, pinned_histories())
+def test_what_is_pinned_stays(
+    policy: KeepPolicy, own: KeepPolicy, drawn: tuple[History, set[int]]
+) -> None:
+    """Whatever the policy says, also one that a store has of its own."""
+    history, pinned = drawn
+    there = pinned & {c.step for c in history}
+    without, decision = decide(policy, history), decide(policy, history, pinned)
+
+    assert decision.kept.keys() == without.kept.keys() | there
+    assert decision.aliases == without.aliases
+    assert there <= narrow(decision, policy, own, history, pinned).kept.keys()
+
+
+@given(strategies.policies, strategies.policies, pinned_histories())
+def test_what_an_old_policy_keeps_stays_too(
+    policy: KeepPolicy, old: KeepPolicy, drawn: tuple[History, set[int]]
+) -> None:
+    history, pinned = drawn
+    new, both = decide(policy, history, pinned), decide(policy, history, pinned, old)
+
+    assert both.kept.keys() == new.kept.keys() | decide(old, history).kept.keys()
+    assert both.aliases == new.aliases
+
+
 @given(strategies.histories, st.sampled_from(["min", "max"]))
 def test_best_is_the_best_finite_value(history: History, mode: str) -> None:
     policy = BestN(1, "loss", mode=mode)  # type: ignore[arg-type]
-    real = [
-        (c.metrics["loss"], c.step) for c in history if finite(c.metrics.get("loss")) is not None
-    ]
+    measured = [c for c in history if "loss" in c.metrics]
+    real = [(c.metrics["loss"], c.step) for c in measured if math.isfinite(c.metrics["loss"])]
 
     best = promote(policy, history).get("best")
 

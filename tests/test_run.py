@@ -19,6 +19,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_callbacks as cc
+from ckpt_callbacks import failpoints
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.testing import MemoryStore, Recorder
 from loops import KEEP, callbacks_in, local_steps, new_state, train
@@ -196,6 +197,57 @@ def test_a_foreign_checkpoint_is_not_touched(tmp_path: Path) -> None:
         pass  # and the refused directory holds no lock
 
 
+def test_a_checkpoint_of_another_run_is_not_touched(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path / "other"), 8)
+    train(callbacks_in(tmp_path / "run"), 3)
+    shutil.copytree(tmp_path / "other" / "7", tmp_path / "run" / "7")
+
+    with (
+        pytest.raises(cc.ConfigError, match=r"\(steps 7\): choose another directory"),
+        callbacks_in(tmp_path / "run").run(new_state()),
+    ):
+        pass
+
+    assert local_steps(tmp_path / "run") == {1, 2, 7}
+
+
+def test_a_folder_that_somebody_made_at_the_place_of_a_save_stays(tmp_path: Path) -> None:
+    root, recorder = tmp_path / "run", Recorder()
+
+    def interfere(step: int, run: cc.Run[Any]) -> None:
+        if step == 2:
+            (root / "2").mkdir()
+            (root / "2" / "notes.txt").write_text("mine")
+
+    train(callbacks_in(root, recorder), 4, before=interfere)
+
+    assert [e.step for e in recorder.of(cc.SaveFailed)] == [2]  # type: ignore[attr-defined]
+    assert (root / "2" / "notes.txt").read_text() == "mine"
+    assert cc.find(root).step == 3
+
+
+def test_a_step_that_becomes_the_best_just_before_its_eviction_stays(tmp_path: Path) -> None:
+    recorder = Recorder()
+    with callbacks_in(tmp_path / "run", recorder).run(new_state()) as run:
+
+        def measure(point: str) -> None:
+            if point == "eviction-begins":
+                failpoints.arm(None)
+                run.on_eval(0, {"score": 0.9})
+
+        try:
+            run.on_step(0, new_state())
+            run.on_step(1, new_state())
+            failpoints.arm(measure)
+            run.on_step(2, new_state())
+            run.wait()
+        finally:
+            failpoints.arm(None)
+
+    assert local_steps(tmp_path / "run") == {0, 1, 2}
+    assert recorder.of(cc.Evicted) == []
+
+
 def test_a_tracker_that_is_down_is_reported_and_caught_up_with(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,6 +310,7 @@ def test_uploads_slower_than_saves_still_move_last_and_pile_up_nothing(tmp_path:
     assert store.aliases == {"last": 11}
     assert set(store.copies) == {11}
     assert most_local <= 4
+    assert recorder.of(cc.MirrorFailed) == []  # what is being read stays till it is read
 
 
 def test_a_damaged_checkpoint_is_an_error_with_the_name_of_the_file(tmp_path: Path) -> None:
