@@ -1,0 +1,551 @@
+"""The tests can fail: a bug is planted in a copy of the package, and the test named here finds it.
+
+A patch whose text is not there any more, or is there twice, fails: then the code has changed, and
+the bug has to be planted anew.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGES = ("ckpt_callbacks", "ckpt_callbacks_mlflow")
+
+
+@dataclass(frozen=True)
+class Bug:
+    """`old`, which is in `file` once, becomes `new`; then the test `found_by` fails."""
+
+    what: str
+    layer: str
+    found_by: str
+    file: str
+    old: str
+    new: str
+
+
+PROPERTY = "property: pure code, Hypothesis draws what goes in"
+MACHINE = "state machine: ledger, saver and workers under every order of events"
+KILL = "failpoint kill: a real process ends at a named point and is run again"
+FILES = "unit: one module on real files"
+ORBAX = "real run: Orbax saves and restores, the tracker is in memory"
+CONTRACT = "contract of trackers: a real MLflow"
+
+DIRECTORY = "ckpt_callbacks/directory.py"
+LEDGER = "ckpt_callbacks/ledger.py"
+MANIFEST = "ckpt_callbacks/manifest.py"
+PLAN = "ckpt_callbacks/plan.py"
+RECOVERY = "ckpt_callbacks/recovery.py"
+RETENTION = "ckpt_callbacks/retention.py"
+SAVER = "ckpt_callbacks/saver.py"
+WORKER = "ckpt_callbacks/worker.py"
+
+LOCK = "fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+OLDER_THAN_A_MINUTE = 'time.time() - self._read_owner().get("since", 0.0) > 60'
+OWNER_LIVES = "Path(f\"/proc/{self._read_owner().get('pid')}\").exists()"
+
+ANY_ORDER = "test_machine.py::test_under_every_order_of_events"
+KILLED_AT = "test_kills.py::test_killed_at_a_failpoint_it_ends_as_if_it_never_was"
+POLICY_CHANGED = (
+    "test_resume.py::test_a_changed_policy_is_shown_and_waits_until_its_first_decision_is_whole"
+)
+
+BUGS = [
+    # What is kept
+    Bug(
+        "the newest is not kept",
+        PROPERTY,
+        "test_retention.py::test_the_newest_is_kept_under_every_policy",
+        RETENTION,
+        'kept.setdefault(ordered[-1].step, "newest")',
+        "pass",
+    ),
+    Bug(
+        "NaN and infinities rank",
+        PROPERTY,
+        "test_retention.py::test_best_is_the_best_finite_value",
+        RETENTION,
+        "return float(value) if math.isfinite(value) else None",
+        "return float(value)",
+    ),
+    Bug(
+        "of equal values the earlier step is better",
+        PROPERTY,
+        "test_retention.py::test_best_is_the_best_finite_value",
+        RETENTION,
+        "values = [(sign * v, step) for v, step in measured if v is not None]",
+        "measured = [(v, -step) for v, step in measured]\n"
+        "        values = [(sign * v, step) for v, step in measured if v is not None]\n"
+        "        return [-step for _, step in sorted(values, reverse=True)][:n]",
+    ),
+    Bug(
+        "a missing metric counts as zero",
+        PROPERTY,
+        "test_retention.py::test_best_is_the_best_finite_value",
+        RETENTION,
+        "candidate.metrics.get(self.metric)",
+        "candidate.metrics.get(self.metric, 0.0)",
+    ),
+    Bug(
+        "pins are ignored",
+        PROPERTY,
+        "test_retention.py::test_what_is_pinned_stays",
+        RETENTION,
+        "for step in (c.step for c in ordered if c.step in pins):",
+        "for step in ():",
+    ),
+    Bug(
+        "pins are ignored by a store that keeps less",
+        PROPERTY,
+        "test_retention.py::test_what_is_pinned_stays",
+        RETENTION,
+        "{*own.keep(there), *pins}",
+        "{*own.keep(there)}",
+    ),
+    Bug(
+        "what an old policy keeps goes",
+        PROPERTY,
+        "test_retention.py::test_what_an_old_policy_keeps_stays_too",
+        RETENTION,
+        "for step in decide(old, ordered).kept if old else ():",
+        "for step in ():",
+    ),
+    Bug(
+        "a changed policy evicts all at once",
+        ORBAX,
+        POLICY_CHANGED,
+        LEDGER,
+        "old = policy_from_json(change.policy) if change else None",
+        "old = None",
+    ),
+    Bug(
+        "a changed policy waits for no store",
+        ORBAX,
+        POLICY_CHANGED,
+        LEDGER,
+        "return all(isinstance(action, Delete) for actions in plans for action in actions)",
+        "return True",
+    ),
+    # A local copy goes only when every store that should hold it has it, or wants it no more
+    Bug(
+        "a copy counts before the store has it",
+        MACHINE,
+        ANY_ORDER,
+        LEDGER,
+        'Copy("pending", "")',
+        'Copy("confirmed", "")',
+    ),
+    Bug(
+        "a local copy goes while a store reads it",
+        ORBAX,
+        "test_run.py::test_uploads_slower_than_saves_still_move_last_and_pile_up_nothing",
+        LEDGER,
+        "evictable(self.decision(), complete, self._leases)",
+        "evictable(self.decision(), complete, ())",
+    ),
+    Bug(
+        "a local copy goes although it became the best in the meantime",
+        ORBAX,
+        "test_run.py::test_a_step_that_becomes_the_best_just_before_its_eviction_stays",
+        LEDGER,
+        "if step not in self.evictable():",
+        "if False:",
+    ),
+    Bug(
+        "eviction removes files where they are",
+        FILES,
+        "test_directory.py::test_eviction_takes_a_step_out_at_once_and_frees_it_later",
+        DIRECTORY,
+        'path.rename(self.trash / f"{step}-{time.time_ns()}")',
+        "shutil.rmtree(path)",
+    ),
+    Bug(
+        "an eviction begins before it is written down",
+        KILL,
+        f"{KILLED_AT}[moved-to-trash]",
+        SAVER,
+        "if ledger.evicting(step):",
+        "if step in ledger.evictable():",
+    ),
+    # Aliases name complete copies, always
+    Bug(
+        "an alias moves to a copy that the store does not have yet",
+        PROPERTY,
+        "test_plan.py::test_at_every_instant_each_alias_names_a_copy",
+        PLAN,
+        "for name, step in decision.aliases.items() if step in there}",
+        "for name, step in decision.aliases.items()}",
+    ),
+    Bug(
+        "an alias moves to a copy that was cut",
+        MACHINE,
+        ANY_ORDER,
+        LEDGER,
+        'held = frozenset(s for s, c in copies.items() if c.state != "pending")',
+        "held = frozenset(copies)",
+    ),
+    Bug(
+        "an alias moves after its copy was deleted",
+        PROPERTY,
+        "test_plan.py::test_at_every_instant_each_alias_names_a_copy",
+        PLAN,
+        "    for name, step in wanted.items():\n        if aliases.get(name) != step:",
+        "    for step in sorted({*copies} - {*decision.kept} - {*wanted.values()}):\n"
+        "        yield Delete(step)\n"
+        "    for name, step in wanted.items():\n        if aliases.get(name) != step:",
+    ),
+    Bug(
+        "a copy is deleted although an alias names it",
+        PROPERTY,
+        "test_plan.py::test_at_every_instant_each_alias_names_a_copy",
+        PLAN,
+        "if s not in decision.kept and s not in named",
+        "if s not in decision.kept",
+    ),
+    # Records
+    Bug(
+        "a record is written without fsync",
+        FILES,
+        "test_directory.py::test_a_file_is_replaced_once_its_new_content_is_on_the_disk",
+        DIRECTORY,
+        "os.fsync(file.fileno())",
+        "pass",
+    ),
+    Bug(
+        "a record is renamed without fsync of its folder",
+        FILES,
+        "test_directory.py::test_a_file_is_replaced_once_its_new_content_is_on_the_disk",
+        DIRECTORY,
+        'hit("file-replaced")\n    fsync(path.parent)',
+        'hit("file-replaced")',
+    ),
+    Bug(
+        "a record is written in place",
+        FILES,
+        "test_directory.py::test_a_file_is_replaced_once_its_new_content_is_on_the_disk",
+        DIRECTORY,
+        'temporary = path.with_name(f".{path.name}.tmp")',
+        "temporary = path",
+    ),
+    Bug(
+        "a checkpoint is complete before its files are on the disk",
+        FILES,
+        "test_manifest.py::test_a_sealed_tree_is_on_the_disk",
+        MANIFEST,
+        "path.chmod(0o444)\n        fsync(path)",
+        "path.chmod(0o444)",
+    ),
+    Bug(
+        "a checkpoint is sealed before Orbax has committed it",
+        MACHINE,
+        ANY_ORDER,
+        SAVER,
+        '            save.pending.result()\n            hit("orbax-committed")\n'
+        "            files = seal(path)\n",
+        "            files = seal(path)\n"
+        '            save.pending.result()\n            hit("orbax-committed")\n',
+    ),
+    # After a kill, or a reply that was lost
+    Bug(
+        "recovery can not be repeated",
+        KILL,
+        f"{KILLED_AT}[moved-to-trash]",
+        DIRECTORY,
+        "if path.is_symlink() or not path.exists():",
+        "if path.is_symlink():",
+    ),
+    Bug(
+        "recovery leaves what a cut save left",
+        ORBAX,
+        "test_run.py::test_what_a_kill_left_is_finished_by_the_next_run",
+        RECOVERY,
+        "directory.remove_uncommitted(step)",
+        "pass",
+    ),
+    Bug(
+        "a run goes on after metrics that were never logged",
+        ORBAX,
+        "test_run.py::test_what_a_kill_left_is_finished_by_the_next_run",
+        RECOVERY,
+        'record.state == "saving" and record.logged and committed',
+        'record.state == "saving" and committed',
+    ),
+    Bug(
+        "a step that was discarded still counts",
+        ORBAX,
+        "test_resume.py::test_going_back_discards_the_newer_ones_everywhere",
+        LEDGER,
+        "return [r for r in self._complete() if not r.discarded]",
+        "return self._complete()",
+    ),
+    Bug(
+        "a copy whose reply was lost makes a second one",
+        CONTRACT,
+        "test_mlflow.py::TestUnregistered::test_putting_twice_leaves_one_copy",
+        "ckpt_callbacks_mlflow/_tracker.py",
+        "model = model or self._create(checkpoint)",
+        "model = self._create(checkpoint)",
+    ),
+    Bug(
+        "a copy whose reply was lost is forgotten",
+        ORBAX,
+        "test_run.py::test_a_copy_that_was_cut_goes_when_it_is_no_longer_wanted",
+        WORKER,
+        "ledger.publishing(name, step)",
+        "pass",
+    ),
+    Bug(
+        "metrics count as sent before they are",
+        KILL,
+        f"{KILLED_AT}[metrics-sent]",
+        WORKER,
+        "            self.store.log_metrics(points)\n"
+        '            hit("metrics-sent")\n'
+        "            self._log.sent(self.store.name, offset)\n",
+        "            self._log.sent(self.store.name, offset)\n"
+        '            hit("metrics-sent")\n'
+        "            self.store.log_metrics(points)\n",
+    ),
+    Bug(
+        "a request is removed before it is applied",
+        FILES,
+        "test_requests.py::test_a_request_is_there_until_it_is_applied",
+        "ckpt_callbacks/inbox.py",
+        "                if request:\n                    self._apply(request)\n",
+        "                path.unlink()\n"
+        "                if request:\n                    self._apply(request)\n"
+        "                    return\n",
+    ),
+    # Owners, and what is foreign
+    Bug(
+        "a directory has no lock",
+        FILES,
+        "test_directory.py::test_a_second_process_is_told_who_owns_it",
+        DIRECTORY,
+        LOCK,
+        "pass",
+    ),
+    Bug(
+        "a directory is locked by a file with a process id",
+        FILES,
+        "test_directory.py::test_only_a_lock_counts_and_not_what_is_written_of_the_owner",
+        DIRECTORY,
+        LOCK,
+        f'if {OWNER_LIVES}: raise OSError("its owner lives")',
+    ),
+    Bug(
+        "a lock ends with time",
+        FILES,
+        "test_directory.py::test_only_a_lock_counts_and_not_what_is_written_of_the_owner",
+        DIRECTORY,
+        LOCK,
+        f"if not {OLDER_THAN_A_MINUTE}: {LOCK}",
+    ),
+    Bug(
+        "a checkpoint that Orbax alone saved is taken over",
+        ORBAX,
+        "test_run.py::test_a_foreign_checkpoint_is_not_touched",
+        RECOVERY,
+        '.get("run") == ledger.run_id:',
+        '.get("run") in (None, ledger.run_id):',
+    ),
+    Bug(
+        "a checkpoint of another run is taken over",
+        ORBAX,
+        "test_run.py::test_a_checkpoint_of_another_run_is_not_touched",
+        RECOVERY,
+        '.get("run") == ledger.run_id:',
+        '.get("run") is not None:',
+    ),
+    Bug(
+        "a folder that somebody made where a save goes is removed",
+        ORBAX,
+        "test_run.py::test_a_folder_that_somebody_made_at_the_place_of_a_save_stays",
+        SAVER,
+        "except Exception as error:\n            return error\n",
+        "except Exception as error:\n            self._discard(step)\n            return error\n",
+    ),
+    Bug(
+        "a symbolic link is evicted",
+        FILES,
+        "test_directory.py::test_a_step_that_is_a_symbolic_link_is_left_alone",
+        DIRECTORY,
+        "if path.is_symlink() or not path.exists():",
+        "if not path.exists():",
+    ),
+    Bug(
+        "a symbolic link is followed and made read-only",
+        FILES,
+        "test_manifest.py::test_symbolic_links_are_neither_listed_nor_followed",
+        MANIFEST,
+        "if path.is_file() and not path.is_symlink():",
+        "if path.is_file():",
+    ),
+    # Damage
+    Bug(
+        "a restore checks no digest",
+        ORBAX,
+        "test_run.py::test_a_damaged_checkpoint_is_an_error_with_the_name_of_the_file",
+        "ckpt_callbacks/reading.py",
+        "files = record.files if verify else None",
+        "files = None",
+    ),
+    Bug(
+        "a file of the right size counts as whole",
+        FILES,
+        "test_manifest.py::test_a_flipped_bit_names_the_file",
+        MANIFEST,
+        "found = File(found.size, digest_of(path))",
+        "found = expected",
+    ),
+    Bug(
+        "a copy from a store is not checked",
+        ORBAX,
+        "test_resume.py::test_a_copy_that_shares_its_bytes_or_is_damaged_repairs_nothing",
+        RECOVERY,
+        "            verify(into, record.files)\n",
+        "",
+    ),
+]
+
+RUNS = 50
+"""Of the state machine: five times as many as it takes to find each of its bugs."""
+
+REPORT = '''
+"""What the tests have imported, and which of them failed."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from hypothesis import Phase, settings
+
+failed = {}
+
+
+def pytest_configure():
+    """Draw the same each time, and stop at the first failure: nobody wants the smallest one."""
+    phases = (Phase.explicit, Phase.generate)
+    quick = {"derandomize": True, "database": None, "deadline": None, "phases": phases}
+    settings.register_profile("planted", **quick)
+    settings.load_profile("planted")
+
+
+def pytest_runtest_logreport(report):
+    if report.failed:
+        failed[report.nodeid] = [report.when, report.longreprtext]
+
+
+def pytest_sessionfinish():
+    imported = {name: m.__file__ for name, m in sys.modules.items() if name in PACKAGES}
+    report = json.dumps({"imported": imported, "failed": failed})
+    Path(os.environ["PLANTED_REPORT"]).write_text(report)
+'''
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    imported: dict[str, str]
+    failed: dict[str, tuple[str, str]]
+    """By test: in which phase, and how."""
+    output: str
+
+
+Outcomes = dict[Bug | None, Future[Outcome]]
+
+
+def test_with_no_bug_the_same_tests_pass(outcomes: Outcomes) -> None:
+    outcome = outcomes[None].result()
+
+    assert outcome.code == pytest.ExitCode.OK, outcome.output
+    assert outcome.imported.keys() == set(PACKAGES)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what.replace(" ", "-"))
+def test_a_planted_bug_is_found(bug: Bug, outcomes: Outcomes) -> None:
+    outcome = outcomes[bug].result()
+
+    assert outcome.code == pytest.ExitCode.TESTS_FAILED, f"{bug.layer}\n{outcome.output}"
+    assert outcome.failed.keys() == {f"tests/{bug.found_by}"}, outcome.output
+    ((when, how),) = outcome.failed.values()
+    assert when == "call", outcome.output
+    assert "NameError" not in how, f"no bug, but a misspelling\n{how}"
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Outcomes]:
+    """Run the tests that each selected test of this module needs, two at a time."""
+    bugs: list[Bug | None] = [
+        item.callspec.params["bug"] if hasattr(item, "callspec") else None
+        for item in request.session.items
+        if item.path == Path(__file__)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {bug: pool.submit(run_tests, bug, tmp_path_factory.mktemp("planted")) for bug in bugs}
+        pool.shutdown(cancel_futures=True)
+
+
+def run_tests(bug: Bug | None, folder: Path) -> Outcome:
+    """Run the test that finds `bug` against a copy that has it; all of them against one without."""
+    site, report = copied(folder), folder / "report.json"
+    if bug:
+        plant(bug, site)
+    tests = [bug.found_by] if bug else dict.fromkeys(bug.found_by for bug in BUGS)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])),
+        "PLANTED_REPORT": str(report),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    environment.pop("PYTEST_ADDOPTS", None)
+    # -P, since the checkout must not come before the copy.
+    command = [sys.executable, "-P", "-m", "pytest", "-c", "pyproject.toml", "-x", "-q"]
+    command += ["-p", "no:cacheprovider", "-p", "planted", "-p", "pytest_timeout"]
+    command += ["--basetemp", str(folder / "inner"), "--machine-runs", str(RUNS)]
+    command += [f"tests/{test}" for test in tests]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert report.exists(), output
+    outcome = Outcome(done.returncode, output=output, **json.loads(report.read_text()))
+    assert "ckpt_callbacks" in outcome.imported, output
+    for name, file in outcome.imported.items():
+        assert Path(file).is_relative_to(site), f"{name} was imported from {file}"
+    return outcome
+
+
+def copied(folder: Path) -> Path:
+    """Copy the packages as they are installed, with a plugin that reports."""
+    site = folder / "site"
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        assert spec
+        assert spec.origin
+        shutil.copytree(Path(spec.origin).parent, site / name)
+    (site / "planted.py").write_text(REPORT.replace("PACKAGES", repr(PACKAGES)))
+    return site
+
+
+def plant(bug: Bug, site: Path) -> None:
+    path = site / bug.file
+    text = path.read_text(encoding="utf-8")
+    found = text.count(bug.old)
+    if found != 1:
+        pytest.fail(f"{bug.what}: its patch of {bug.file} no longer applies, {found} x {bug.old!r}")
+    path.write_text(text.replace(bug.old, bug.new), encoding="utf-8")
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()  # it goes by the time of the source, in seconds
