@@ -44,7 +44,7 @@ class Saver:
         ledger: gets the facts.
         hooks: get the events.
         flush: writes down all metrics that the loop has logged so far.
-        failed: gets step and error of every save that fails, after its event.
+        failed: gets step and error of every save that fails, before its event.
     """
 
     def __init__(
@@ -118,11 +118,14 @@ class Saver:
         return None
 
     def report(self, step: int, error: Exception) -> None:
-        """Tell of a save that failed."""
+        """Tell of a save that did not begin."""
+        self._failed(step, error)
+        self._tell(step, error)
+
+    def _tell(self, step: int, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
         logger.error("the checkpoint of step %d could not be saved: %s", step, text)
         self._hooks.emit(SaveFailed(step, text))
-        self._failed(step, error)
 
     def wake(self) -> None:
         """Look again at what may be evicted."""
@@ -183,8 +186,9 @@ class Saver:
             hit("record-complete")
         except Exception as error:
             self._discard(save.step)
+            self._failed(save.step, error)  # before whoever waits goes on
             self._idle.set()
-            self.report(save.step, error)
+            self._tell(save.step, error)
             return
         # The loop may save again; a listener may take its time, or call the run.
         self._idle.set()

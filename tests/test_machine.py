@@ -208,6 +208,17 @@ class Machine(RuleBasedStateMachine):
     def lose_a_reply(self, which: int) -> None:
         self.services[which].lose_reply = True
 
+    @rule(which=st.integers(0, 1), refused=st.sampled_from(["put", "alias", "delete"]))
+    def refuse_once(self, which: int, refused: str) -> None:
+        service = self.services[which]
+
+        def before(call: str) -> None:
+            if call == refused:
+                service.before = lambda call: None
+                raise ConnectionError("busy, ask again")
+
+        service.before = before
+
     @rule(which=st.integers(0, 1), lag=st.booleans())
     def lag(self, which: int, lag: bool) -> None:
         self.services[which].lag = lag
@@ -286,8 +297,10 @@ class Machine(RuleBasedStateMachine):
         assert self.folders() == decision.kept.keys()
         for service in self.services:
             history = [Candidate(r.step, r.metrics, r.time) for r in records.values()]
-            # A step whose folder somebody removed counts where a copy of it is left.
-            lost = {s for s, r in records.items() if r.lost} & service.copies.keys()
+            # A step whose folder somebody removed counts where a whole copy of it is left: one of
+            # other bytes, of a save that was discarded, is no copy of it.
+            held = self.ledger._view(service.name).held
+            lost = {s for s, r in records.items() if r.lost} & held
             there = [records[s] for s in {*self.ledger.steps(), *lost}]
             joint, pins = self.ledger._decide(there), self.ledger._run.pins
             own = narrow(joint, self.policy, service.keep, history, pins)

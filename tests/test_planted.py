@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.planted
 REPOSITORY = Path(__file__).parent.parent
 PACKAGES = ("ckpt_callbacks", "ckpt_callbacks_mlflow")
 
@@ -417,8 +418,8 @@ BUGS = [
     ),
 ]
 
-RUNS = 50
-"""Of the state machine: five times as many as it takes to find each of its bugs."""
+RUNS = 100
+"""Of the state machine: several times as many as it takes to find each of its bugs."""
 
 REPORT = '''
 """What the tests have imported, and which of them failed."""

@@ -28,7 +28,7 @@ import ckpt_callbacks as cc
 never = threading.Event()
 {before}
 callbacks = cc.Callbacks(
-    cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(1000) | cc.AtEnd(), keep=cc.LatestN(2)),
+    cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(10**9) | cc.AtEnd(), keep=cc.LatestN(2)),
     {store}
     grace={grace},
 )
@@ -123,6 +123,7 @@ def test_a_loop_that_does_not_stop_ends_with_the_grace_time(tmp_path: Path) -> N
     assert "told to end" in err
     steps = local_steps(tmp_path / "run")
     assert len(steps) == 2, "the step after the notice was not saved"
+    assert f"told to end: step {max(steps)} is the last one that is saved" in err
 
 
 def test_a_tracker_that_is_down_does_not_take_all_of_the_grace_time(tmp_path: Path) -> None:
