@@ -79,6 +79,7 @@ class Engine:
         clock: Clock | None = None,
     ) -> None:
         self.directory = directory
+        self._training = training
         self._hooks = hooks
         self._saver: Saver | None = None
         self._workers: list[Worker] = []
@@ -132,7 +133,10 @@ class Engine:
 
     def begin(self) -> None:
         """Apply what other processes have asked meanwhile, and from now on what they ask."""
-        self._inbox.look()
+        with _naming(self.directory):
+            if self._training:
+                self.ledger.entered("running")
+            self._inbox.look()
         self._inbox.start()
         self._exit.callback(self._inbox.close)
 

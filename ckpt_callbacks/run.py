@@ -109,7 +109,6 @@ class Run(Generic[S]):
             self._log = engine.log
         try:
             if self._engine:
-                self._engine.ledger.entered("running")
                 self._preemption.start()
             resumed = self.next_step - 1 if self.next_step else None
             self._hooks.emit(RunStarted(self._directory, resumed, self.next_step))

@@ -10,8 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -463,40 +461,22 @@ class Outcome:
     output: str
 
 
-Outcomes = dict[Bug | None, Future[Outcome]]
-
-
-def test_with_no_bug_the_same_tests_pass(outcomes: Outcomes) -> None:
-    outcome = outcomes[None].result()
+def test_with_no_bug_the_same_tests_pass(tmp_path: Path) -> None:
+    outcome = run_tests(None, tmp_path)
 
     assert outcome.code == pytest.ExitCode.OK, outcome.output
     assert outcome.imported.keys() == set(PACKAGES)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what.replace(" ", "-"))
-def test_a_planted_bug_is_found(bug: Bug, outcomes: Outcomes) -> None:
-    outcome = outcomes[bug].result()
+def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
+    outcome = run_tests(bug, tmp_path)
 
     assert outcome.code == pytest.ExitCode.TESTS_FAILED, f"{bug.layer}\n{outcome.output}"
     assert outcome.failed.keys() == {f"tests/{bug.found_by}"}, outcome.output
     ((when, how),) = outcome.failed.values()
     assert when == "call", outcome.output
     assert "NameError" not in how, f"no bug, but a misspelling\n{how}"
-
-
-@pytest.fixture(scope="module")
-def outcomes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Outcomes]:
-    """Run the tests that each selected test of this module needs, two at a time."""
-    bugs: list[Bug | None] = [
-        item.callspec.params["bug"] if hasattr(item, "callspec") else None
-        for item in request.session.items
-        if item.path == Path(__file__)
-    ]
-    with ThreadPoolExecutor(2) as pool:
-        yield {bug: pool.submit(run_tests, bug, tmp_path_factory.mktemp("planted")) for bug in bugs}
-        pool.shutdown(cancel_futures=True)
 
 
 def run_tests(bug: Bug | None, folder: Path) -> Outcome:

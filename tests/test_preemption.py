@@ -161,7 +161,8 @@ def test_without_checkpoints_the_signal_is_left_alone() -> None:
 
 
 def test_the_handler_that_was_there_is_called_and_put_back(tmp_path: Path) -> None:
-    before = "signal.signal(signal.SIGTERM, lambda number, frame: print('mine', flush=True))"
+    # Not `print`, which the signal may have interrupted.
+    before = "signal.signal(signal.SIGTERM, lambda number, frame: os.write(1, b'mine\\n'))"
     after = "os.kill(os.getpid(), signal.SIGTERM); print('end', flush=True)"
     with loop(tmp_path / "run", before=before, after=after) as process:
         process.send_signal(signal.SIGTERM)
