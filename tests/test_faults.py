@@ -411,7 +411,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_no_lock_and_no_thread(
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "entered", full)
         for _ in range(2):
-            with pytest.raises(OSError, match="No space left on device"):
+            with pytest.raises(cc.ConfigError, match="No space left on device"):
                 train(callbacks_in(tmp_path, MemoryStore()), 1)
 
     assert_nothing_is_left(before)
