@@ -98,7 +98,9 @@ def make(root: Path, count: int) -> None:
 
 def start(root: Path) -> Engine:
     """Do all that a run without trackers does before it restores the newest checkpoint."""
-    return Engine(RunDirectory(root), POLICY, [], {}, Hooks([]))
+    engine = Engine(RunDirectory(root), POLICY, [], {}, Hooks([]))
+    engine.begin()
+    return engine
 
 
 def opened(root: Path) -> float:
@@ -106,7 +108,7 @@ def opened(root: Path) -> float:
     begin = time.perf_counter()
     engine = start(root)
     taken = time.perf_counter() - begin
-    engine.close("finished", 0.0)
+    engine.close("finished", lambda: 0.0)
     return taken
 
 
@@ -118,7 +120,7 @@ def opening_peak(root: Path) -> int:
         found = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    engine.close("finished", 0.0)
+    engine.close("finished", lambda: 0.0)
     return found
 
 
