@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ckpt_callbacks.errors import ConfigError, DirectoryLocked, NewerFormat, RecordError
 from ckpt_callbacks.failpoints import hit
@@ -61,6 +61,12 @@ _owned: dict[Path, IO[str]] = {}
 """The lock files of this process. Held here, since a lock goes when its file object does."""
 _owned_mutex = threading.Lock()
 os.register_at_fork(after_in_child=_owned.clear)
+
+
+class _Listed(NamedTuple):
+    step: int
+    inode: int
+    changed: int
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -273,22 +279,17 @@ class RunDirectory:
         """
         records: dict[int, Record] = {}
         bad: dict[Path, RecordError] = {}
-        for path in self.records.glob("[0-9]*.json"):
-            try:
-                record = self.read_record(int(path.stem)) if path.stem.isdecimal() else None
-            except NewerFormat:
-                raise
-            except RecordError as error:
-                if on_damage is None:
-                    raise
-                bad[path] = error
+        for step, record in self._at_one_moment(lambda record: True).items():
+            if isinstance(record, Record):
+                records[step] = record
+            elif on_damage is None or isinstance(record, NewerFormat):
+                raise record
             else:
-                if record:  # else its owner removed it just now
-                    records[record.step] = record
+                bad[self.records / f"{step}.json"] = record
         for path, problem in bad.items():
             if on_damage:
                 on_damage(path, problem)
-        return dict(sorted(records.items()))
+        return records
 
     def complete_records(self) -> dict[int, Record]:
         """Return the records of the checkpoints that can be read, in order.
@@ -296,7 +297,46 @@ class RunDirectory:
         Raises:
             RecordError: one is damaged, or of a newer format.
         """
-        return {s: r for s, r in self.read_records().items() if self.is_readable(r)}
+        complete: dict[int, Record] = {}
+        for step, record in self._at_one_moment(self.is_readable).items():
+            if isinstance(record, RecordError):
+                raise record
+            complete[step] = record
+        return complete
+
+    def _at_one_moment(self, accept: Callable[[Record], bool]) -> dict[int, Record | RecordError]:
+        """Return the records that are accepted, and the damaged ones, in order of steps.
+
+        Between a reader's listing and its reading the owner may save a step and evict the one
+        before. So a reader looks again, until nothing was changed while it read.
+        """
+        seen: dict[_Listed, Record | RecordError | None] = {}
+        while True:
+            listing = self._listing()
+            for listed in listing - seen.keys():
+                try:
+                    seen[listed] = self.read_record(listed.step)
+                except RecordError as error:
+                    seen[listed] = error
+            found: dict[int, Record | RecordError] = {}
+            for listed in sorted(listing):
+                record = seen[listed]
+                if isinstance(record, RecordError) or (record and accept(record)):
+                    found[listed.step] = record
+            if self._listing() == listing:
+                return found
+
+    def _listing(self) -> set[_Listed]:
+        """Return what tells a record from each other one that has been there."""
+        listing: set[_Listed] = set()
+        with suppress(FileNotFoundError), os.scandir(self.records) as entries:
+            for entry in entries:
+                step, _, suffix = entry.name.partition(".")
+                if step.isdecimal() and suffix == "json":
+                    with suppress(FileNotFoundError):  # its owner removed it just now
+                        stat = entry.stat()
+                        listing.add(_Listed(int(step), stat.st_ino, stat.st_mtime_ns))
+        return listing
 
     def is_readable(self, record: Record) -> bool:
         """Return whether the checkpoint of a record counts and is there."""

@@ -130,6 +130,36 @@ def test_records_are_read_in_order_of_steps(tmp_path: Path) -> None:
     directory.release()
 
 
+@pytest.mark.parametrize("kept", [(), (1,)])
+def test_a_reader_misses_nothing_that_changes_while_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: tuple[int, ...]
+) -> None:
+    """Else `last` is an older step, or none, although there was a newer one all the time."""
+    directory = RunDirectory(tmp_path)
+    directory.acquire()
+
+    def save(step: int) -> None:
+        directory.path(step).mkdir()
+        (directory.path(step) / "_CHECKPOINT_METADATA").touch()
+        directory.write_record(Record(step, "complete", "me", 0.0))
+
+    for step in (*kept, 2):
+        save(step)
+    read = RunDirectory.read_record
+
+    def owner_goes_on(self: RunDirectory, step: int) -> Record | None:
+        if not directory.path(3).exists():
+            save(3)
+            directory.remove_record(2)
+            directory.to_trash(2)
+        return read(self, step)
+
+    monkeypatch.setattr(RunDirectory, "read_record", owner_goes_on)
+
+    assert list(directory.complete_records()) == [*kept, 3]
+    directory.release()
+
+
 def test_replacing_leaves_no_temporary_file(tmp_path: Path) -> None:
     replace_text(tmp_path / "a.json", "one")
     replace_text(tmp_path / "a.json", "two")
