@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.policy import leaves
 from ckpt_callbacks.record import RunFile
 from ckpt_callbacks.retention import Opaque, policy_from_json
-from ckpt_callbacks.stores import RunInfo, Store
+from ckpt_callbacks.stores import Rank, RunInfo, Store
 
 __all__ = ["GROUP", "info_of", "stores_of"]
 
@@ -36,7 +36,11 @@ def stores_of(run: RunFile) -> list[Store]:
 
 
 def info_of(
-    directory: RunDirectory, run: RunFile, store: str, config: Mapping[str, Any] | None
+    directory: RunDirectory,
+    run: RunFile,
+    store: str,
+    config: Mapping[str, Any] | None,
+    rank: Callable[[str, int], Rank | None] = lambda alias, step: None,
 ) -> RunInfo:
     """Return what a store of `run` is opened with: to read only if there is no `config`."""
     reading = config is None
@@ -47,6 +51,7 @@ def info_of(
         scratch=directory.meta / "stores" / store if reading else directory.scratch(store),
         remembered=run.stores.get(store, {}),
         reading=reading,
+        rank=rank,
     )
 
 

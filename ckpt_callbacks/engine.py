@@ -90,6 +90,8 @@ class Engine:
             directory.acquire(brief=not training)
         self._exit.callback(directory.release)
         with _naming(directory), self._exit:
+            for store in stores if training else ():
+                store.entered()
             policies = {store.name: store.keep for store in stores}
             known = directory.read_run()
             all_here = training or known is None or known.stores.keys() <= policies.keys()
@@ -98,7 +100,9 @@ class Engine:
             )
             self._exit.callback(ledger.close)
             recover(ledger)
-            infos = [info_of(directory, ledger.run, store.name, config) for store in stores]
+            infos = [
+                info_of(directory, ledger.run, store.name, config, ledger.rank) for store in stores
+            ]
             repair = partial(copy_from, list(zip(stores, infos, strict=True)))
             chosen = choose(ledger, resume, discard_newer, repair) if training else ledger.newest()
             self.resumed = chosen

@@ -21,7 +21,7 @@ from ckpt_callbacks.errors import CheckpointNotFound, RecordError, UsageError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.plan import Action, Delete, View, evictable, next_action, plan
 from ckpt_callbacks.policy import Candidate, KeepPolicy
-from ckpt_callbacks.record import Change, Copy, File, Gone, Record, RunFile
+from ckpt_callbacks.record import Change, Copy, File, Gone, Record, RunFile, record_to_json
 from ckpt_callbacks.retention import (
     Decision,
     decide,
@@ -29,9 +29,10 @@ from ckpt_callbacks.retention import (
     narrow,
     policy_from_json,
     policy_to_json,
+    ranking,
     unmeasured,
 )
-from ckpt_callbacks.stores import Checkpoint, Listing
+from ckpt_callbacks.stores import Checkpoint, Curve, Listing, Overview, Rank, Shown
 
 __all__ = ["Ledger"]
 
@@ -72,6 +73,7 @@ class Ledger:
         self._records = directory.read_records(self._quarantine)
         self._leases: dict[int, int] = {}
         self._evicted: set[int] = set()
+        self._gone = [Candidate(g.step, g.metrics, g.time) for g in directory.read_evicted()]
         self._closed = False
         run = directory.read_run()
         spec = policy_to_json(policy)
@@ -198,6 +200,7 @@ class Ledger:
                 files=record.files,
                 digest=tree_digest(record.files),
                 reason=self.decision().kept.get(step, ""),
+                manifest=record_to_json(replace(record, copies={})),
             )
         finally:
             with self._mutex:
@@ -205,6 +208,41 @@ class Ledger:
                 if not self._leases[step]:
                     del self._leases[step]
             self._changed()
+
+    def rank(self, alias: str, step: int) -> Rank | None:
+        """Return what ranks a step for an alias, or `None` if nothing does."""
+        best, record = ranking(self.policy).get(alias), self.record(step)
+        value = best.value(_candidate(record)) if best and record else None
+        return Rank(best.name, best.mode, value) if best and value is not None else None
+
+    def overview(self, store: str) -> Overview:
+        """Return what a store holds, for people."""
+        with self._mutex:
+            decision, view = self.decision(), self._view(store)
+            rows = [
+                Shown(
+                    step=step,
+                    time=record.time,
+                    reason=decision.kept.get(step, ""),
+                    aliases=tuple(n for n, s in view.aliases.items() if s == step),
+                    metrics=record.metrics,
+                    bytes=record.bytes,
+                    ref=record.copies[store].ref,
+                )
+                for step, record in sorted(self._records.items())
+                if step in view.held
+            ]
+            past = {c.step: c for c in [*map(_candidate, self._records.values()), *self._gone]}
+        curves = {
+            best.name: Curve(
+                best.name,
+                best.mode,
+                tuple((s, v) for s in sorted(past) if (v := best.value(past[s])) is not None),
+            )
+            for best in ranking(self.policy).values()
+        }
+        name, policy = self.directory.root.name, str(self.policy)
+        return Overview(name, policy, rows, tuple(curves.values()))
 
     # Facts about local checkpoints
 
@@ -335,6 +373,7 @@ class Ledger:
             record = self._records[step]
             if step not in self._evicted:
                 self.directory.log_evicted(Gone(step, record.time, record.metrics, reason))
+                self._gone.append(_candidate(record))
                 self._evicted.add(step)
             if record.copies:
                 self._write(replace(record, state="gone", files={}))

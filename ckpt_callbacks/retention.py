@@ -29,6 +29,7 @@ __all__ = [
     "policy_to_json",
     "promote",
     "ranked_metrics",
+    "ranking",
     "unmeasured",
 ]
 
@@ -224,6 +225,12 @@ def promote(policy: Policy, history: Iterable[Candidate]) -> dict[str, int]:
     if ordered:
         aliases["last"] = ordered[-1].step
     return aliases
+
+
+def ranking(policy: Policy) -> dict[str, BestN]:
+    """Return what each alias but `last` ranks by."""
+    bests = {_alias(policy, best): best for best in reversed(_bests(policy))}
+    return bests | ({"best": _bests(policy)[0]} if bests else {})
 
 
 def explain(policy: KeepPolicy, history: Iterable[Candidate], step: int) -> str:

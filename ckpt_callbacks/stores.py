@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ckpt_callbacks.policy import KeepPolicy
 from ckpt_callbacks.record import Copy, File
@@ -21,14 +21,32 @@ from ckpt_callbacks.record import Copy, File
 __all__ = [
     "Checkpoint",
     "Copy",
+    "Curve",
     "File",
     "Listing",
     "MetricPoint",
+    "Overview",
+    "Rank",
     "RunInfo",
+    "Shown",
     "Store",
     "Tracker",
     "redact",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """What makes a step worthy of an alias such as `best`."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    value: float
+
+    def beats(self, other: Rank) -> bool:
+        """Return whether this is better than `other`, which must be of the same metric."""
+        better = self.value > other.value if self.mode == "max" else self.value < other.value
+        return better and (self.metric, self.mode) == (other.metric, other.mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,8 @@ class RunInfo:
     """What `open` returned last time; empty on the first."""
     reading: bool = False
     """Whether only `listing` and `get` will follow: nothing is to be begun or changed."""
+    rank: Callable[[str, int], Rank | None] = lambda alias, step: None
+    """Tells what ranks a step for an alias; `None` where nothing does, as for `last`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +83,9 @@ class Checkpoint:
     """Digest of the list of files; equal for equal checkpoints."""
     reason: str
     """Why it is kept, such as `best #1, latest #2`."""
+    manifest: str = ""
+    """Its record as JSON text (`record.record_from_json` reads it). Kept beside the files, it lets
+    a machine with an empty disk verify them."""
 
     @property
     def key(self) -> str:
@@ -78,6 +101,44 @@ class Listing:
     aliases: Mapping[str, int]
     exact: bool = False
     """Whether what is not listed is certainly not there; a service's listing may lag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One checkpoint that a store holds, for people."""
+
+    step: int
+    time: float
+    """Start of its save, seconds since the epoch."""
+    reason: str
+    """Why it is kept."""
+    aliases: Sequence[str]
+    metrics: Mapping[str, float]
+    bytes: int
+    ref: str
+    """The store's own name for the copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A metric that the policy ranks by, over all checkpoints that there ever were."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    points: Sequence[tuple[int, float]]
+    """Step and value, in order of steps; finite values only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What a store holds of a run, for people."""
+
+    name: str
+    """Name of the run directory."""
+    policy: str
+    rows: Sequence[Shown]
+    """In order of steps."""
+    curves: Sequence[Curve]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +173,14 @@ class Store(ABC):
         """
         return None
 
+    def entered(self) -> None:
+        """A run is about to begin; called on the thread of the loop, before `open`.
+
+        For what only that thread can tell, such as a run that the user has open there. It must
+        not wait.
+        """
+        return
+
     @abstractmethod
     def open(self, run: RunInfo) -> Mapping[str, str]:
         """Begin or continue `run`; return what must be remembered for the next time."""
@@ -140,12 +209,25 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def alias(self, name: str, step: int) -> None:
-        """Let `name` point to the copy of `step`, which the store holds."""
+    def alias(self, name: str, step: int) -> bool | None:
+        """Let `name` point to the copy of `step`, which the store holds.
+
+        Return `False` where it is left to somebody else's copy, in a place that is shared.
+        """
 
     @abstractmethod
-    def delete(self, step: int) -> None:
-        """Remove the copy of `step` and free its bytes; a copy that is gone is no error."""
+    def delete(self, step: int) -> bool | None:
+        """Remove the copy of `step` and free its bytes; a copy that is gone is no error.
+
+        Return `False` where it has to stay, since somebody else has a claim to it.
+        """
+
+    def show(self, overview: Overview) -> None:
+        """Show people what is held, where the service has a place for that.
+
+        Called once all is as decided, when something has changed since the last time.
+        """
+        return
 
     @abstractmethod
     def close(self, status: str) -> None:

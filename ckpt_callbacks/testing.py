@@ -39,6 +39,7 @@ from ckpt_callbacks.events import (
 from ckpt_callbacks.hookspecs import hookimpl
 from ckpt_callbacks.manifest import seal, tree_digest
 from ckpt_callbacks.policy import KeepPolicy
+from ckpt_callbacks.record import Record, record_to_json
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Store, Tracker
 
 __all__ = [
@@ -253,6 +254,7 @@ def make_checkpoint(folder: Path, step: int, content: bytes = b"") -> Checkpoint
         files=files,
         digest=tree_digest(files),
         reason=f"latest #{step}",
+        manifest=record_to_json(Record(step, "complete", "0123456789ab", 1.0, files=files)),
     )
 
 

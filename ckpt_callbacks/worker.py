@@ -15,7 +15,7 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
 from ckpt_callbacks.plan import Action, Alias, Delete, Publish
-from ckpt_callbacks.stores import RunInfo, Store, Tracker, redact
+from ckpt_callbacks.stores import Overview, RunInfo, Store, Tracker, redact
 
 __all__ = ["Worker"]
 
@@ -25,7 +25,7 @@ FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 """Seconds between attempts: doubled from the first up to the longest."""
 
 
-_ALWAYS = ("log metrics", "plan", "close")
+_ALWAYS = ("log metrics", "plan", "show", "close")
 """What is tried until it works; anything else may drop out of the plan."""
 
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class Worker:
         self._done = threading.Event()
         self._status = ""
         self._opened = False
+        self._shown: Overview | None = None
         self._failures: dict[str, _Failure] = {}
         self._before = _threads.get(id(store))
         self._thread = threading.Thread(target=self._run, name=f"ckpt-{store.name}", daemon=True)
@@ -134,7 +135,11 @@ class Worker:
         for known in [k for k in self._failures if k not in (*_ALWAYS, str(action))]:
             del self._failures[known]
         acted = action and self._try(str(action), lambda: self._perform(action))
-        return bool(logged) or acted is not None
+        if logged or acted is not None or self._abandoned.is_set():
+            return True
+        if not self._failures.keys() - _ALWAYS and "plan" not in self._failures:
+            self._try("show", self._show)
+        return False
 
     def _try(self, what: str, call: Callable[[], T]) -> T | None:
         """Return what `call` does, or `None` if it failed, lately or now; told once.
@@ -191,6 +196,14 @@ class Worker:
             hit("record-sent")
         return bool(points)
 
+    def _show(self) -> bool:
+        """Show people what the store holds, if it is not what they were shown last."""
+        overview = self._ledger.overview(self.store.name)
+        if overview != self._shown:
+            self.store.show(overview)
+            self._shown = overview
+        return True
+
     def _perform(self, action: Action) -> bool:
         name, ledger = self.store.name, self._ledger
         match action:
@@ -211,20 +224,22 @@ class Worker:
                         self._promoted(alias, step)
             case Alias(alias, step):
                 hit("alias-begins")
-                self.store.alias(alias, step)
+                moved = self.store.alias(alias, step) is not False
                 hit("alias-moved")
-                self._promoted(alias, step)
+                self._promoted(alias, step, moved=moved)
             case Delete(step):
                 reason = ledger.explain(step)
                 hit("delete-begins")
-                self.store.delete(step)
+                gone = self.store.delete(step) is not False
                 hit("deleted")
                 ledger.deleted(name, step)
                 hit("record-deleted")
-                self._hooks.emit(Evicted(name, step, reason))
+                if gone:
+                    self._hooks.emit(Evicted(name, step, reason))
         return True
 
-    def _promoted(self, alias: str, step: int) -> None:
+    def _promoted(self, alias: str, step: int, *, moved: bool = True) -> None:
         previous = self._ledger.aliased(self.store.name, alias, step)
         hit("record-aliased")
-        self._hooks.emit(Promoted(self.store.name, alias, step, previous))
+        if moved:  # else it is left to the copy of another run, for good or until ours is better
+            self._hooks.emit(Promoted(self.store.name, alias, step, previous))
