@@ -449,6 +449,13 @@ class Ledger:
             self._alias(store, {**names, name: step})
             return names.get(name)
 
+    def deleting(self, store: str, step: int) -> None:
+        """A copy is about to go. Until it is known whether it did, nothing builds on it."""
+        with self._mutex:
+            record = self._records[step]
+            copy = replace(record.copies[store], state="pending")
+            self._write(replace(record, copies={**record.copies, store: copy}))
+
     def deleted(self, store: str, step: int) -> None:
         """A store's copy is gone."""
         with self._mutex:

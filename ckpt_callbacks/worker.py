@@ -229,6 +229,7 @@ class Worker:
                 self._promoted(alias, step, moved=moved)
             case Delete(step):
                 reason = ledger.explain(step)
+                ledger.deleting(name, step)
                 hit("delete-begins")
                 gone = self.store.delete(step) is not False
                 hit("deleted")

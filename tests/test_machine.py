@@ -35,7 +35,7 @@ from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
 from ckpt_callbacks.policy import Candidate, KeepPolicy, Resume
 from ckpt_callbacks.recovery import choose, recover
-from ckpt_callbacks.retention import narrow
+from ckpt_callbacks.retention import LatestN, narrow
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import RunInfo
 from ckpt_callbacks.testing import FakeClock, MemoryStore, Recorder
@@ -327,15 +327,37 @@ class Machine(RuleBasedStateMachine):
         self.saver.evict()
 
 
-@pytest.mark.timeout(1800)
-def test_under_every_order_of_events(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orbax_io, "save", lambda path, items, metadata: FakeSave(path, items))
     monkeypatch.setattr("ckpt_callbacks.worker.FIRST_RETRY", 0.0)
     # Nothing here loses power, and a hundred thousand syncs take minutes.
     monkeypatch.setattr("os.fsync", lambda fd: None)
     monkeypatch.setattr(logging.getLogger("ckpt_callbacks"), "disabled", True)
+
+
+def test_a_step_that_is_wanted_again_after_its_deletion_lost_its_reply_is_sent_again() -> None:
+    """It was taken for held there, and was nowhere once its folder went."""
+    machine = Machine()
+    machine.begin(policy=LatestN(1), own=None)
+    (service, _), (worker, _) = machine.services, machine.workers
+    machine.save({})
+    machine.drain()
+    machine.save({})
+    service.before = lambda call: setattr(service, "lose_reply", call == "delete")
+    while 0 in service.copies:
+        worker._round()
+    assert worker.failure
+
+    machine.pin(back=1, pinned=True)
+    machine.drain()
+
+    assert service.copies.keys() == {0, 1}
+    machine.teardown()
+
+
+@pytest.mark.timeout(1800)
+def test_under_every_order_of_events(request: pytest.FixtureRequest) -> None:
     examples = request.config.getoption("--machine-runs")
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Machine,
