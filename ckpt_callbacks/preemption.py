@@ -37,6 +37,7 @@ class Preemption:
         self._noticed = noticed
         self._deadline = 0.0
         self._previous: Any = None
+        self._stopped = False
         self._timer: threading.Timer | None = None
         self._pid = os.getpid()
 
@@ -61,9 +62,9 @@ class Preemption:
         """Put back the handler that was there."""
         if self._timer:
             self._timer.cancel()
-        if self._previous is not None and signal.getsignal(signal.SIGTERM) == self._on_signal:
+        self._stopped = True
+        if self._previous is not None and self._is_on_top():
             signal.signal(signal.SIGTERM, self._previous)
-        self._previous = None
 
     def reached(self, step: int) -> bool:
         """Ask the runtime whether `step` is the one at which all processes save and stop."""
@@ -86,11 +87,17 @@ class Preemption:
         self._deadline = time.monotonic() + self._grace
         self._noticed()
 
+    def _is_on_top(self) -> bool:
+        return signal.getsignal(signal.SIGTERM) == self._on_signal
+
     def _on_signal(self, number: int, frame: Any) -> None:
         previous = self._previous
-        if previous is None:  # put back by a run that was left after this one
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if self._stopped:  # it is still here, since a run that was left later had it below
+            if self._is_on_top():
+                signal.signal(number, previous)
+                os.kill(os.getpid(), number)
+            elif callable(previous):
+                previous(number, frame)
             return
         if self.notice or os.getpid() != self._pid:  # a forked child is not told, but ended
             self.stop()

@@ -17,7 +17,7 @@ import pytest
 
 import ckpt_callbacks as cc
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.testing import Recorder
+from ckpt_callbacks.testing import MemoryStore, Recorder
 from loops import advance, callbacks_in, local_steps, new_state, train, weight
 
 LOOP = """
@@ -198,6 +198,84 @@ def test_ctrl_c_saves_the_last_step_when_asked_to(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in err
     assert local_steps(tmp_path / "run") == {0, 5}
     train_on(tmp_path / "run")
+
+
+def test_a_second_ctrl_c_while_a_tracker_is_waited_for_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted = threading.Event()
+
+    def hang(call: str) -> None:
+        if call == "close":
+            main = threading.main_thread().ident
+            assert main
+            signal.pthread_kill(main, signal.SIGINT)
+            interrupted.wait(60)
+
+    def interrupted_loop() -> None:
+        with callbacks_in(tmp_path / "run", MemoryStore(before=hang)).run(new_state()) as run:
+            run.on_step(0, new_state())
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_loop()
+    finally:
+        interrupted.set()
+        signal.signal(signal.SIGINT, interrupt)
+
+    assert signal.getsignal(signal.SIGTERM) == before
+    train(callbacks_in(tmp_path / "run"), 2)  # it has no owner any more
+
+
+NESTED = """
+import os, signal, sys, threading
+import numpy as np
+import ckpt_callbacks as cc
+
+def enter(name):
+    keep = cc.LatestN(2)
+    checkpoint = cc.OrbaxCheckpoint(f"{sys.argv[1]}/{name}", save=cc.EveryNSteps(10**9), keep=keep)
+    run = cc.Callbacks(checkpoint).run({"w": np.zeros(1000)})
+    run.__enter__()
+    return run
+
+first, second = enter("first"), enter("second")
+first.__exit__(None, None, None)
+second.__exit__(None, None, None)
+print("left", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+threading.Event().wait()
+"""
+
+
+def test_two_runs_that_are_left_in_the_order_they_were_entered_leave_the_signal_as_it_was(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", NESTED, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "left\n"), done.stderr
+
+
+INNER = NESTED.replace(
+    "second.__exit__(None, None, None)\n", "second.on_step(0, {'w': np.ones(1000)})\n"
+).replace(
+    "threading.Event().wait()",
+    """second.on_step(1, {'w': np.ones(1000)})
+second.__exit__(None, None, None)
+print(second.should_stop, sorted(os.listdir(f"{sys.argv[1]}/second")), flush=True)""",
+)
+
+
+def test_a_run_is_told_though_the_one_around_it_was_left_before(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INNER, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    told = "left\nTrue ['.ckpt_callbacks', '0', '1']\n"
+    assert (done.returncode, done.stdout) == (0, told), done.stderr
 
 
 def test_in_a_distributed_run_the_runtime_takes_the_notice(tmp_path: Path) -> None:
