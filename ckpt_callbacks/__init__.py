@@ -65,7 +65,7 @@ from ckpt_callbacks.schedule import (
 if TYPE_CHECKING:
     from ckpt_callbacks.reading import restore
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
-    from ckpt_callbacks.requests import pin, report_metrics, unpin
+    from ckpt_callbacks.requests import pin, report_metrics, sync, unpin
     from ckpt_callbacks.run import Run
     from ckpt_callbacks.verification import Problem, verify
 
@@ -118,6 +118,7 @@ __all__ = [
     "pin",
     "report_metrics",
     "restore",
+    "sync",
     "unpin",
     "verify",
 ]
@@ -126,7 +127,7 @@ __all__ = [
 _LATER = {
     "reading": ("restore",),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
-    "requests": ("pin", "report_metrics", "unpin"),
+    "requests": ("pin", "report_metrics", "sync", "unpin"),
     "run": ("Run",),
     "verification": ("Problem", "verify"),
 }

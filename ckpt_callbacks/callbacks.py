@@ -8,9 +8,11 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ckpt_callbacks.addresses import is_address
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.extras import require
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.policy import Resume
 from ckpt_callbacks.stores import Store
@@ -32,10 +34,14 @@ class Callbacks:
         drain_limit: seconds to wait at the end of a run for what trackers still have to get.
         grace: seconds from SIGTERM, the notice of a preemption, until the signal takes its usual
             course. The last checkpoint is saved and the run is left within it.
+        system_metrics: seconds between two samples of the machine: processor, memory, disk,
+            network and device memory, for the trackers, as metrics `system/…` of the step that
+            the loop is at. `None` for none.
         clock: the clocks, which a test may replace.
 
     Raises:
         ConfigError: a plugin is no plugin, misspells a hook, or lacks what it needs.
+        MissingExtra: `system_metrics` is given, and psutil is not installed.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Callbacks:
         *plugins: object,
         drain_limit: float = 60.0,
         grace: float = 30.0,
+        system_metrics: float | None = None,
         clock: Clock | None = None,
     ) -> None:
         for plugin in plugins:
@@ -58,6 +65,8 @@ class Callbacks:
                 raise ConfigError(
                     f"Callbacks: {option} must be a number of seconds from 0, not {value!r}"
                 )
+        if system_metrics is not None:
+            _check_interval(system_metrics)
         checkpoints = [p for p in plugins if isinstance(p, OrbaxCheckpoint)]
         self._stores = [p for p in plugins if isinstance(p, Store)]
         if len(checkpoints) > 1:
@@ -71,6 +80,7 @@ class Callbacks:
         self._checkpoint = checkpoints[0] if checkpoints else None
         self._plugins = [p for p in plugins if not isinstance(p, OrbaxCheckpoint)]
         self._drain_limit, self._grace, self._clock = drain_limit, grace, clock or Clock()
+        self._system_metrics = system_metrics
         # Registering checks every hook, now rather than when the first one is called.
         if idle := [p for p in self._plugins if not isinstance(p, Store) and not _has_hooks(p)]:
             raise ConfigError(
@@ -97,7 +107,11 @@ class Callbacks:
             state: what is to be saved, and the template for what is restored.
             config: hyper-parameters for the trackers: JSON values by name.
             resume: `last`, `best`, a step, or `None` to start over. Where newer checkpoints
-                exist, entering the run is an error that names the choices.
+                exist, entering the run is an error that names the choices. An address in a tracker,
+                such as `mlflow:/digits@last`, is for a machine that has lost its disk: where the
+                directory holds no run, the one that saved that checkpoint goes on there, with all
+                that the tracker has of it; else it is `last`. To begin a new run with the weights
+                of another, give `restore` the address.
             discard_newer: remove those newer ones, in every store. Give it once: a restart with
                 it would discard again.
 
@@ -108,8 +122,13 @@ class Callbacks:
         from ckpt_callbacks.run import Run
 
         is_step = isinstance(resume, int) and not isinstance(resume, bool) and resume >= 0
-        if not is_step and resume not in ("last", "best", None):
-            raise ConfigError(f"run: resume must be 'last', 'best', a step or None, not {resume!r}")
+        if not is_step and resume not in ("last", "best", None) and not is_address(resume):
+            raise ConfigError(
+                "run: resume must be 'last', 'best', a step, None, or an address such as "
+                f"'mlflow:/digits@last', not {resume!r}"
+            )
+        if is_address(resume) and self._checkpoint is None:
+            raise ConfigError(f"run: resume={resume!r} needs an OrbaxCheckpoint to go on in")
         try:
             json.dumps(dict(config or {}))
         except (TypeError, ValueError) as error:
@@ -126,8 +145,18 @@ class Callbacks:
             discard_newer=discard_newer,
             drain_limit=self._drain_limit,
             grace=self._grace,
+            system_metrics=self._system_metrics,
             clock=self._clock,
         )
+
+
+def _check_interval(seconds: float) -> None:
+    if not isinstance(seconds, int | float) or not 0 < seconds < threading.TIMEOUT_MAX:
+        raise ConfigError(
+            f"Callbacks: system_metrics must be a number of seconds above 0, or None, not "
+            f"{seconds!r}"
+        )
+    require("psutil", extra="system", who="Callbacks(system_metrics=...)")
 
 
 def _check_names(stores: list[Store]) -> None:

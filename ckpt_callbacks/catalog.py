@@ -49,7 +49,7 @@ def info_of(
         name=directory.root.name,
         config=config or {},
         scratch=directory.meta / "stores" / store if reading else directory.scratch(store),
-        remembered=run.stores.get(store, {}),
+        remembered={k: v for k, v in run.stores.get(store, {}).items() if k != "title"},
         reading=reading,
         rank=rank,
     )

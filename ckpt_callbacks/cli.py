@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CkptCallbacksError
 from ckpt_callbacks.report import summarize, why
-from ckpt_callbacks.requests import pin, unpin
+from ckpt_callbacks.requests import pin, sync, unpin
 from ckpt_callbacks.verification import verify
 
 __all__ = ["main"]
@@ -70,6 +71,25 @@ def pin_command(directory: Path, step: int) -> None:
 def unpin_command(directory: Path, step: int) -> None:
     """Leave STEP in DIRECTORY to the policy again."""
     _ask(unpin, directory, step)
+
+
+@main.command(name="sync")
+@_directory
+def sync_command(directory: Path) -> None:
+    """Send what the stores of DIRECTORY do not have yet; exit with 1 if one still lacks some."""
+    try:
+        unsent = sync(directory)
+        stores = RunDirectory(directory).open_run().stores
+    except CkptCallbacksError as error:
+        raise click.ClickException(str(error)) from error
+    for name, known in stores.items():
+        title = known.get("title", name)
+        if name in unsent:
+            click.echo(f"{title} lacks {unsent[name]}")
+        else:
+            click.echo(f"{title} has everything")
+    if unsent:
+        raise SystemExit(1)
 
 
 def _ask(function: Callable[[Path, int], bool], directory: Path, step: int) -> None:

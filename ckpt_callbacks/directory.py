@@ -10,6 +10,7 @@
                           /damaged/     checkpoints and records that cannot be read
                           /inbox/       what other processes ask of the owner
                           /stores/      a folder for each store
+                          /artifacts/   files of the user's not yet sent everywhere
                           /metrics.jsonl, metrics.json    metrics not yet sent everywhere
                           /lock, owner.json               who owns the directory
 """
@@ -128,7 +129,7 @@ class RunDirectory:
                 self._acquire(brief)
             except DirectoryLocked:
                 # Of two brief ones the second sees to its own waiting.
-                if brief or self._is_taken() or time.monotonic() > deadline:
+                if brief or self.is_taken() or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
             else:
@@ -202,7 +203,7 @@ class RunDirectory:
         except (KeyError, TypeError):
             return "another process"
 
-    def _is_taken(self) -> bool:
+    def is_taken(self) -> bool:
         """Return whether the owner has said that it is there for more than a moment.
 
         One that has just begun has not said anything yet, or what an earlier one said is there.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ckpt_callbacks.addresses import take_over
+from ckpt_callbacks.artifacts import Spool
 from ckpt_callbacks.catalog import info_of
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import RunDirectory
@@ -17,10 +21,12 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.inbox import Inbox, Measured, Pinned, Request
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricBuffer, MetricLog
+from ckpt_callbacks.plan import Action, Publish
 from ckpt_callbacks.policy import KeepPolicy, Resume
 from ckpt_callbacks.recovery import choose, copy_from, recover
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import MetricPoint, Store, Tracker
+from ckpt_callbacks.system import SystemMetrics
 from ckpt_callbacks.worker import Worker
 
 __all__ = ["Engine"]
@@ -29,6 +35,8 @@ logger = logging.getLogger("ckpt_callbacks")
 
 _PIECE = 0.1
 """Seconds to wait at a time."""
+_SHOWN = 8
+"""How many steps a message names."""
 
 
 @contextmanager
@@ -55,6 +63,8 @@ class Engine:
         discard_newer: whether those after it go.
         training: whether a loop follows; if not, what is there is only brought in order.
         failed: gets step and error of every save that fails.
+        sample: seconds between two samples of the machine; `None` for none.
+        latest: returns the step that the loop is at, `None` before the first.
         clock: the clocks.
 
     Raises:
@@ -76,6 +86,8 @@ class Engine:
         discard_newer: bool = False,
         training: bool = True,
         failed: Callable[[int, BaseException], None] = lambda step, error: None,
+        sample: float | None = None,
+        latest: Callable[[], Any] = lambda: None,
         clock: Clock | None = None,
     ) -> None:
         self.directory = directory
@@ -92,6 +104,7 @@ class Engine:
         with _naming(directory), self._exit:
             for store in stores if training else ():
                 store.entered()
+            resume = take_over(directory, resume, keep)
             policies = {store.name: store.keep for store in stores}
             known = directory.read_run()
             all_here = training or known is None or known.stores.keys() <= policies.keys()
@@ -114,6 +127,10 @@ class Engine:
             self._buffer = buffer = MetricBuffer(log, self._wake, clock.time)
             self._exit.callback(buffer.close)
             log.expect([store.name for store in stores if isinstance(store, Tracker)])
+            self._files = files = Spool(directory.meta / "artifacts", log.expected)
+            self._exit.callback(files.close)
+            self._system = SystemMetrics(directory.root, sample, latest, buffer.append)
+            self._exit.callback(self._system.close)
             self._inbox = Inbox(directory, ledger.mutex, self._announce, self._apply)
             self._saver = saver = Saver(ledger, hooks, buffer.flush, failed)
             if went_back is not None:
@@ -123,10 +140,7 @@ class Engine:
             saver.start()
             self._exit.callback(saver.close)
             for store, info in zip(stores, infos, strict=True):
-                worker = Worker(store, info, ledger, log, hooks)
-                worker.start()
-                self._workers.append(worker)
-                self._exit.callback(worker.abandon)
+                self._start(Worker(store, info, ledger, log, files, hooks))
             self._exit = self._exit.pop_all()
         self.save = saver.save
         self.wait = saver.wait
@@ -134,6 +148,11 @@ class Engine:
         self.report = saver.report
         self.log = buffer.append
         self._wake()
+
+    def _start(self, worker: Worker) -> None:
+        worker.start()
+        self._workers.append(worker)
+        self._exit.callback(worker.abandon)
 
     def begin(self) -> None:
         """Apply what other processes have asked meanwhile, and from now on what they ask."""
@@ -143,6 +162,7 @@ class Engine:
             self._inbox.look()
         self._inbox.start()
         self._exit.callback(self._inbox.close)
+        self._system.start()
 
     def _show_change(self) -> None:
         if leaving := self.ledger.leaving():
@@ -168,6 +188,11 @@ class Engine:
         self._buffer.append((step, metrics))
         return self.ledger.measured(step, metrics)
 
+    def log_artifact(self, path: Path, name: str) -> None:
+        """Copy a file of the user's for the trackers."""
+        self._files.add(path, name)
+        self._wake()
+
     def close(self, status: str, left: Callable[[], float]) -> dict[str, str]:
         """Finish all work, waiting for the stores while `left` returns more than 0 seconds.
 
@@ -176,10 +201,11 @@ class Engine:
         with self._exit:
             self.wait()
             self._inbox.close()
+            self._system.close()
             self._buffer.close()
             unsent = self._drain(status, left)
             if self._buffer.unwritten:
-                lost = "metrics could not be written to the run directory"
+                lost = "metrics that could not be written to the run directory"
                 trackers = [w.store.name for w in self._workers if isinstance(w.store, Tracker)]
                 unsent |= {name: unsent.get(name, lost) for name in trackers}
             try:
@@ -188,6 +214,18 @@ class Engine:
             except OSError as error:  # such as a full disk
                 logger.error("%s can not be written: %s", self.directory.meta, error)
         return unsent
+
+    def tell(self, unsent: Mapping[str, str]) -> None:
+        """Say which stores do not have everything yet, and how they get it."""
+        for store in (w.store for w in self._workers if not w.done):
+            logger.warning(
+                "%s does not have everything yet: %s. It is kept in %s; the next run there sends "
+                "it, or: ckpt-callbacks sync %s",
+                store.title,
+                unsent[store.name],
+                self.directory.root,
+                shlex.quote(str(self.directory.root)),
+            )
 
     def _announce(self, request: Request) -> None:
         if isinstance(request, Measured):
@@ -217,12 +255,33 @@ class Engine:
                 pass
             worker.abandon()
             if not worker.done:
-                unsent[worker.store.name] = worker.failure or "still busy"
-                logger.warning(
-                    "%s does not have everything yet (%s). It is kept in %s: the next run there "
-                    "sends it.",
-                    worker.store.title,
-                    unsent[worker.store.name],
-                    self.directory.root,
-                )
+                why = worker.failure or "still busy"
+                unsent[worker.store.name] = f"{self._lacking(worker.store)} ({why})"
         return unsent
+
+    def _lacking(self, store: Store) -> str:
+        """Return what a store does not have yet, in words."""
+        try:
+            lacking = _in_words(self.ledger.actions(store.name))
+        except Exception:  # a policy may be the user's own function, and raise
+            lacking = ["what is to be kept"]
+        if isinstance(store, Tracker):
+            with suppress(OSError):  # somebody removed the file
+                lacking += _counted(self._log.unsent_values(store.name), "metric value")
+            lacking += _counted(self._files.count(store.name), "file")
+        return ", ".join(lacking) or "the end of the run"
+
+
+def _in_words(actions: Sequence[Action]) -> list[str]:
+    """Return what is to be done in a store: how many copies to make, or else all the rest."""
+    steps = [str(a.step) for a in actions if isinstance(a, Publish)]
+    if not steps:
+        return [str(action) for action in actions]
+    named = ", ".join(steps[:_SHOWN]) + ", …" * (len(steps) > _SHOWN)
+    (how_many,) = _counted(len(steps), "checkpoint")
+    return [f"{how_many} (step{'s' * (len(steps) > 1)} {named})"]
+
+
+def _counted(number: int, what: str) -> list[str]:
+    """Return how many there are, or nothing if there are none."""
+    return [f"{number:,} {what}{'s' * (number > 1)}"] if number else []

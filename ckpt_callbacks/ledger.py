@@ -148,11 +148,12 @@ class Ledger:
         """
         with self._mutex:
             self._check_open()
-            decision = self.decision()
-            held = self._view(store).held
-            if lost := [r for s, r in self._records.items() if r.lost and s in held]:
-                decision = self._decide([*self._readable(), *lost])
-            return next_action(*self._situation(store, decision))
+            return next_action(*self._situation(store, self._decision_for(store)))
+
+    def actions(self, store: str) -> list[Action]:
+        """Return all that `store` must do, in order."""
+        with self._mutex:
+            return plan(*self._situation(store, self._decision_for(store)))
 
     def would_keep(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Return whether the policy has a place for a step that is not saved yet."""
@@ -383,6 +384,16 @@ class Ledger:
 
     # Facts about stores
 
+    def expect(self, store: str, title: str, settings: Mapping[str, Any] | None) -> None:
+        """A store is to be opened, which may not work for as long as this process lives."""
+        with self._mutex:
+            if store not in self._run.stores:
+                known = {} if settings is None else {store: settings}
+                self._write_run(
+                    stores={**self._run.stores, store: {"title": title}},
+                    settings={**self._run.settings, **known},
+                )
+
     def remember(
         self, store: str, refs: Mapping[str, str], settings: Mapping[str, Any] | None = None
     ) -> None:
@@ -413,10 +424,16 @@ class Ledger:
         with self._mutex:
             for step, copy in listing.copies.items():
                 record = self._records.get(step)
-                if record is None:  # the tombstone went, the copy stayed
-                    record = Record(step, "gone", self.run_id, 0.0)
+                metrics = listing.metrics.get(step, {})
+                if record is None and any(step == gone.step for gone in self._gone):
+                    record = Record(step, "gone", self.run_id, 0.0)  # the copy stayed behind
+                elif record is None:
+                    # From another disk, which this directory took over: judged as if it were here.
+                    record = Record(step, "complete", self.run_id, 0.0, lost=True)
                 if store not in record.copies:
-                    self._write(replace(record, copies={**record.copies, store: copy}))
+                    copies = {**record.copies, store: copy}
+                    metrics = {**metrics, **record.metrics}
+                    self._write(replace(record, copies=copies, metrics=metrics))
             known = self._run.aliases.get(store, {})
             names = dict(listing.aliases) if listing.exact else {**known, **listing.aliases}
             if listing.exact:
@@ -487,6 +504,14 @@ class Ledger:
         change = self._run.change
         old = policy_from_json(change.policy) if change else None
         return decide(self.policy, map(_candidate, records), self._run.pins, old)
+
+    def _decision_for(self, store: str) -> Decision:
+        """Return what to keep, with the steps of which only `store` has a copy."""
+        decision = self.decision()
+        held = self._view(store).held
+        if lost := [r for s, r in self._records.items() if r.lost and s in held]:
+            return self._decide([*self._readable(), *lost])
+        return decision
 
     def _view(self, store: str) -> View:
         copies = {s: r.copies[store] for s, r in self._records.items() if store in r.copies}

@@ -148,6 +148,16 @@ class MetricLog:
                 self._sent |= new
                 self._save()
 
+    @property
+    def expected(self) -> list[str]:
+        """All stores that were ever expected."""
+        with self._mutex:
+            return list(self._sent)
+
+    def unsent_values(self, store: str) -> int:
+        """Return how many values a store does not have yet."""
+        return sum(len(p.values) for p in self._points(self._sent.get(store, 0), sys.maxsize)[0])
+
     def compact(self) -> None:
         """Empty the file if every store that was ever expected has everything in it."""
         with self._mutex:

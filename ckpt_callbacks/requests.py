@@ -22,7 +22,7 @@ from ckpt_callbacks.policy import as_step
 from ckpt_callbacks.retention import policy_from_json
 from ckpt_callbacks.stores import Store
 
-__all__ = ["pin", "report_metrics", "unpin"]
+__all__ = ["pin", "report_metrics", "sync", "unpin"]
 
 _POLL = 0.05
 """Seconds between two looks at whether the owner has applied a request."""
@@ -102,6 +102,47 @@ def unpin(
     return _ask(RunDirectory(directory), request, stores, timeout)
 
 
+def sync(
+    directory: str | os.PathLike[str],
+    *,
+    stores: Sequence[Store] | None = None,
+    timeout: float = 3600.0,
+) -> Mapping[str, str]:
+    """Bring every store to what is decided, and send the metrics and files that are still there.
+
+    For after a run that ended, or was killed, while a tracker was down; another run in the
+    directory does the same.
+
+    Args:
+        directory: the run directory, in which no run is going on.
+        stores: the run's trackers; those that the run used are made again if it is not given.
+        timeout: seconds to wait for the stores.
+
+    Returns:
+        What each store still lacks, by name; empty if all is sent.
+
+    Raises:
+        ConfigError: it is no run directory.
+        DirectoryLocked: a run is going on there, which sends everything itself.
+    """
+    run_directory, deadline = RunDirectory(directory), time.monotonic() + timeout
+    run = run_directory.open_run()
+    there = stores_of(run) if stores is None else stores
+    missing = run.stores.keys() - {store.name for store in there} if stores is None else set()
+    unsent = dict.fromkeys(sorted(missing), "what there is: it can not be made again here")
+    while True:
+        try:
+            return unsent | _act_as_owner(run_directory, there, deadline)[1]
+        except DirectoryLocked as error:
+            # Another one that is there for a moment only, such as to pin a step, is waited for.
+            if run_directory.is_taken() or time.monotonic() > deadline:
+                raise DirectoryLocked(
+                    f"there is nothing to sync, since the run in {run_directory.root} sends "
+                    f"everything itself: {error}"
+                ) from error
+            time.sleep(_POLL)
+
+
 def _ask(
     directory: RunDirectory, request: Request, stores: Sequence[Store] | None, timeout: float
 ) -> bool:
@@ -110,7 +151,8 @@ def _ask(
     deadline = time.monotonic() + timeout
     while path.exists():
         try:
-            _act_as_owner(directory, stores, deadline)
+            engine, unsent = _act_as_owner(directory, stores, deadline)
+            engine.tell(unsent)
         except DirectoryLocked:
             # A plugin that asks at a moment when this process does not listen, such as the start
             # of the run, would wait for itself.
@@ -121,7 +163,10 @@ def _ask(
     return True
 
 
-def _act_as_owner(directory: RunDirectory, stores: Sequence[Store] | None, deadline: float) -> None:
+def _act_as_owner(
+    directory: RunDirectory, stores: Sequence[Store] | None, deadline: float
+) -> tuple[Engine, dict[str, str]]:
+    """Own the directory until all is done, and return what each store still lacks."""
     run = directory.open_run()
     engine = Engine(
         directory,
@@ -134,4 +179,4 @@ def _act_as_owner(directory: RunDirectory, stores: Sequence[Store] | None, deadl
     engine.begin()
     # As the loop left it, or else it was killed: nobody is in it now.
     status = run.status if run.status != "running" else "killed"
-    engine.close(status, lambda: deadline - time.monotonic())
+    return engine, engine.close(status, lambda: deadline - time.monotonic())

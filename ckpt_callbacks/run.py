@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ckpt_callbacks.adapters import capture
+from ckpt_callbacks.artifacts import artifact_name
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import RunDirectory
@@ -55,6 +56,7 @@ class Run(Generic[S]):
         discard_newer: bool,
         drain_limit: float,
         grace: float,
+        system_metrics: float | None,
         clock: Clock,
     ) -> None:
         self._state: S = state
@@ -65,6 +67,7 @@ class Run(Generic[S]):
         self._resume: Resume = resume
         self._discard_newer = discard_newer
         self._drain_limit = drain_limit
+        self._system_metrics = system_metrics
         self._clock = clock
         self._preemption = Preemption(grace, self._wake)
         self._engine: Engine | None = None
@@ -99,6 +102,8 @@ class Run(Generic[S]):
                 resume=self._resume,
                 discard_newer=self._discard_newer,
                 failed=self._save_failed,
+                sample=self._system_metrics,
+                latest=self._latest_step,
                 clock=self._clock,
             )
             self._saved_at = self._clock.monotonic()
@@ -148,7 +153,9 @@ class Run(Generic[S]):
                 def left() -> float:
                     return min(deadline - time.monotonic(), self._preemption.left())
 
-                unsent = engine.close(status, left) if engine else {}
+                if engine:
+                    unsent = engine.close(status, left)
+                    engine.tell(unsent)
         finally:
             self._preemption.stop()
         self._hooks.emit(RunEnded(status, unsent))
@@ -258,6 +265,33 @@ class Run(Generic[S]):
             self._hooks.emit(Eval(step, values))
         self._raise_stopped()
 
+    def log_artifact(self, path: str | os.PathLike[str], name: str | None = None) -> None:
+        """Send a file to every tracker: a plot, a configuration, a vocabulary.
+
+        It is copied now, so it may be changed or removed afterwards, and sent in the background.
+        Like metrics it waits for a tracker that is down, and for the next run if need be.
+
+        Args:
+            path: the file.
+            name: where it goes below the run, such as `plots/loss.png`; the file's own name if
+                not given. A later file of the same name replaces it.
+
+        Raises:
+            UsageError: it comes outside of the `with` statement.
+            ConfigError: there is no such file, it cannot be read, or `name` is absolute, empty,
+                has a part `..` or lies in `checkpoints/`, which is ours.
+        """
+        if self._checkpoint and not self._engine:
+            raise UsageError("log_artifact was called outside of the with statement of its run")
+        file = Path(path)
+        name = artifact_name(file, name)
+        if self._engine and os.getpid() == self._pid:
+            try:
+                self._engine.log_artifact(file, name)
+            except OSError as error:  # such as a full disk
+                logger.error("the file %s is not sent: %s", file, error)
+        self._raise_stopped()
+
     def save(
         self,
         step: int,
@@ -301,6 +335,10 @@ class Run(Generic[S]):
         if self._directory is None:
             return Summary([], [], [])
         return summarize(self._directory, [f"{s.title}: {s.hint()}" for s in self._stores])
+
+    def _latest_step(self) -> Any:
+        latest = self._latest
+        return None if latest is None else latest[0]
 
     def _due(self, taken: _Taken) -> None:
         """Do what is due at a step, and find out when the next thing is."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,8 @@ class Listing:
     aliases: Mapping[str, int]
     exact: bool = False
     """Whether what is not listed is certainly not there; a service's listing may lag."""
+    metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """The finite metrics of copies, by step, where the service has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,8 @@ class Store(ABC):
 
         They are the arguments of its factory, the entry point of its `name` in the group
         `ckpt_callbacks.stores`; no credentials. `None` if that cannot be done: then what another
-        process changes is sent by the next run.
+        process changes is sent by the next run. It is asked before `open` too, since a store that
+        is down for as long as a run lasts is sent to by another process later.
         """
         return None
 
@@ -245,10 +248,28 @@ class Tracker(Store):
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
         """Send points in order. The same points may come again after a lost reply."""
 
+    @abstractmethod
+    def log_artifact(self, path: Path, name: str) -> None:
+        """Send a file of the user's, such as a plot.
+
+        The same may come again after a lost reply; a later one of the same name replaces it.
+
+        Args:
+            path: the file, which is called as the last part of `name`. It stays there until this
+                returns.
+            name: where it goes below the run: parts with `/` between them, never in
+                `checkpoints/`.
+        """
+
 
 def redact(text: str) -> str:
-    """Return `text` with the user and password of URLs replaced.
+    """Return `text` with the user and password of URLs, and what a query keeps secret, replaced.
 
     Up to the last `@`, since a password may hold anything.
     """
-    return re.sub(r"://\S*@", "://***@", text)
+    text = re.sub(r"://\S*@", "://***@", text)
+    return re.sub(rf"(?i)([?&][\w.-]*(?:{_SECRETS})[\w.-]*=)[^&\s'\"]+", r"\1***", text)
+
+
+_SECRETS = "pass|pwd|secret|token|key|sig|credential"
+"""Parts of names of query parameters that are not written down."""

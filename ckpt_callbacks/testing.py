@@ -168,6 +168,8 @@ class MemoryStore(Tracker):
         self.copies: dict[int, dict[str, bytes]] = {}
         self.aliases: dict[str, int] = {}
         self.points: list[MetricPoint] = []
+        self.files: dict[str, bytes] = {}
+        """What was logged with `log_artifact`, by name."""
         self.config: Mapping[str, object] = {}
         self.calls: list[str] = []
 
@@ -231,11 +233,23 @@ class MemoryStore(Tracker):
         self._called("log_metrics")
         self.points.extend(points)
 
+    def log_artifact(self, path: Path, name: str) -> None:
+        self._called("log_artifact")
+        self.files[name] = path.read_bytes()
+        self._changed()
+
     def close(self, status: str) -> None:
         self._called("close")
 
     def hint(self) -> str:
         return "it is in memory"
+
+
+def make_file(folder: Path, name: str, content: bytes) -> Path:
+    """Write a file into a new folder and return it."""
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    return folder / name
 
 
 def make_checkpoint(folder: Path, step: int, content: bytes = b"") -> Checkpoint:
@@ -383,7 +397,14 @@ class StoreContract:
 
 
 class TrackerContract(StoreContract):
-    """What every tracker must do: all that a store does, and take metrics."""
+    """What every tracker must do: all that a store does, and take metrics and files."""
+
+    def logged_files(self, store: Tracker) -> dict[str, bytes] | None:
+        """Return what the service holds of the files that were logged, by name.
+
+        Define it where the test can look there; `None` means that it can not.
+        """
+        return None
 
     def test_takes_the_same_metrics_again(
         self, make_store: Callable[[], Tracker], tmp_path: Path
@@ -395,6 +416,47 @@ class TrackerContract(StoreContract):
         ]
         store.log_metrics(points)
         store.log_metrics(points)
+        store.close("finished")
+
+    def test_takes_the_same_file_again(
+        self, make_store: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
+        store = self._open(make_store, tmp_path)
+        plot = make_file(tmp_path / "a", "loss [1]*.png", b"a plot")
+
+        store.log_artifact(plot, "plots/loss [1]*.png")
+        store.log_artifact(plot, "plots/loss [1]*.png")
+
+        found = self.logged_files(store)
+        assert found is None or found == {"plots/loss [1]*.png": b"a plot"}
+        store.close("finished")
+
+    def test_a_later_file_replaces_the_one_of_the_same_name(
+        self, make_store: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
+        store = self._open(make_store, tmp_path)
+        store.log_artifact(make_file(tmp_path / "a", "config.yaml", b"old"), "config.yaml")
+        store.log_artifact(make_file(tmp_path / "b", "config.yaml", b"other"), "b/config.yaml")
+        store.close("killed")
+
+        again = self._open(make_store, tmp_path)
+        again.log_artifact(make_file(tmp_path / "c", "config.yaml", b"new"), "config.yaml")
+
+        found = self.logged_files(again)
+        assert found is None or found == {"config.yaml": b"new", "b/config.yaml": b"other"}
+        again.close("finished")
+
+    def test_what_was_logged_stays_when_the_file_is_gone(
+        self, make_store: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
+        store = self._open(make_store, tmp_path)
+        vocabulary = make_file(tmp_path / "a", "vocabulary.txt", b"words")
+
+        store.log_artifact(vocabulary, "vocabulary.txt")
+        vocabulary.unlink()
+
+        found = self.logged_files(store)
+        assert found is None or found == {"vocabulary.txt": b"words"}
         store.close("finished")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ckpt_callbacks.artifacts import Spool
 from ckpt_callbacks.events import Evicted, Mirrored, MirrorFailed, Promoted
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
@@ -25,7 +26,7 @@ FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 """Seconds between attempts: doubled from the first up to the longest."""
 
 
-_ALWAYS = ("log metrics", "plan", "show", "close")
+_ALWAYS = ("log metrics", "log files", "plan", "show", "close")
 """What is tried until it works; anything else may drop out of the plan."""
 
 T = TypeVar("T")
@@ -51,12 +52,19 @@ class Worker:
     """
 
     def __init__(
-        self, store: Store, info: RunInfo, ledger: Ledger, log: MetricLog, hooks: Hooks
+        self,
+        store: Store,
+        info: RunInfo,
+        ledger: Ledger,
+        log: MetricLog,
+        files: Spool,
+        hooks: Hooks,
     ) -> None:
         self.store = store
         self._info = info
         self._ledger = ledger
         self._log = log
+        self._files = files
         self._hooks = hooks
         self._wake = threading.Event()
         self._finishing = threading.Event()
@@ -126,8 +134,10 @@ class Worker:
         if not self._opened:
             self._opened = self._try("open", self._open) is not None
             return self._opened
-        # Metrics that a store refuses hold back no checkpoint, and the other way round.
+        # What a store refuses of one kind holds back nothing of another.
         logged = self._try("log metrics", self._log_metrics)
+        if not self._abandoned.is_set():
+            logged = self._try("log files", self._log_file) or logged
         if self._abandoned.is_set():
             return False
         # A policy may be the user's own function, and raise.
@@ -170,15 +180,24 @@ class Worker:
     @property
     def failure(self) -> str | None:
         """What does not work at the moment, or `None`."""
-        failures = self._failures.items()
-        return "; ".join(f"{what}: {failure.text}" for what, failure in failures) or None
+        texts = [failure.text for failure in list(self._failures.values())]
+        return "; ".join(dict.fromkeys(texts)) or None
 
     def _open(self) -> bool:
+        self._introduce()
         refs = {"title": self.store.title, **self.store.open(self._info)}
         self._ledger.remember(self.store.name, refs, self.store.settings())
         if listing := self.store.listing():
             self._ledger.listed(self.store.name, listing)
         return True
+
+    def _introduce(self) -> None:
+        """Let another process know of the store, even if it can not be opened now."""
+        try:
+            settings = self.store.settings()
+        except Exception:  # it may know only once it is open
+            settings = None
+        self._ledger.expect(self.store.name, self.store.title, settings)
 
     def _close(self) -> bool:
         self.store.close(self._status)
@@ -195,6 +214,16 @@ class Worker:
             self._log.sent(self.store.name, offset)
             hit("record-sent")
         return bool(points)
+
+    def _log_file(self) -> bool:
+        """Send the next file; return whether there was one."""
+        if not isinstance(self.store, Tracker):
+            return False
+        if artifact := self._files.next(self.store.name):
+            self.store.log_artifact(artifact.path, artifact.name)
+            hit("artifact-sent")
+            self._files.sent(self.store.name, artifact)
+        return artifact is not None
 
     def _show(self) -> bool:
         """Show people what the store holds, if it is not what they were shown last."""

@@ -53,10 +53,23 @@ class FolderStore(Tracker):
             for p in points:
                 file.write(json.dumps([p.step, p.time, dict(p.values)]) + "\n")
 
+    def log_artifact(self, path: Path, name: str) -> None:
+        target = self.root / "files" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = self.root / f"{path.name}.new"
+        shutil.copyfile(path, new)
+        new.replace(target)
+
     def close(self, status: str) -> None: ...
 
     def hint(self) -> str:
         return str(self.root)
+
+    def files(self) -> dict[str, bytes]:
+        """Return the content of every file that was logged, by name."""
+        root = self.root / "files"
+        found = [p for p in root.rglob("*") if p.is_file()]
+        return {p.relative_to(root).as_posix(): p.read_bytes() for p in found}
 
     def metrics(self) -> list[tuple[int, str]]:
         """Return step and name of every value, one that was sent twice once."""

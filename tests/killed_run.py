@@ -1,4 +1,4 @@
-"""A short run that saves, evicts and mirrors at every step; to be killed at a failpoint.
+"""A short run that saves, evicts, mirrors and logs at every step; to be killed at a failpoint.
 
 python killed_run.py DIRECTORY
 """
@@ -19,7 +19,7 @@ SCORES = [0.1, 0.9, 0.3, 0.2, 0.8, 0.4]
 
 def main() -> None:
     root = Path(sys.argv[1])
-    run_directory = RunDirectory(root / "run")
+    run_directory, notes = RunDirectory(root / "run"), root / "notes.txt"
     callbacks = cc.Callbacks(
         cc.OrbaxCheckpoint(
             root / "run",
@@ -33,6 +33,8 @@ def main() -> None:
         for step in range(run.next_step, len(SCORES)):
             state = {"w": state["w"] + step}
             run.on_eval(step, {"score": SCORES[step]})
+            notes.write_text(f"at step {step}")
+            run.log_artifact(notes, "notes/latest.txt")
             if step == REPORTED:
                 # What an evaluator asks for; its file stays until it is applied.
                 submit(run_directory, Measured(step - 1, {"late": 0.5}, 1.0))

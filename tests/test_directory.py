@@ -66,6 +66,66 @@ def test_only_a_lock_counts_and_not_what_is_written_of_the_owner(tmp_path: Path)
     directory.release()
 
 
+@pytest.mark.parametrize("written", ["nothing", "of one that is gone"])
+def test_an_owner_that_has_just_begun_is_waited_for_until_it_says_how_long_it_stays(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be there for a moment only, and what an earlier one said of itself is not its word."""
+    directory = RunDirectory(tmp_path / "run")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, directory.root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"mine\n"
+        said = directory.meta / "owner.json"
+        own = said.read_text()
+        said.unlink()
+        if written != "nothing":
+            said.write_text(json.dumps({**json.loads(own), "pid": gone.pid}))
+        waits: list[float] = []
+
+        def wait(seconds: float) -> None:
+            """First it says that it is there for a moment; then it is gone."""
+            waits.append(seconds)
+            if len(waits) == 1:
+                said.write_text(json.dumps({**json.loads(own), "brief": True}))
+            else:
+                owner.kill()
+                owner.wait()
+
+        monkeypatch.setattr("ckpt_callbacks.directory.time.sleep", wait)
+        directory.acquire()
+
+    assert len(waits) == 2
+    directory.release()
+
+
+def test_an_owner_that_says_it_stays_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, directory.root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"mine\n"
+        said = directory.meta / "owner.json"
+        own = said.read_text()
+        said.unlink()
+        monkeypatch.setattr(
+            "ckpt_callbacks.directory.time.sleep", lambda seconds: said.write_text(own)
+        )
+        with pytest.raises(DirectoryLocked, match=f"process {owner.pid} "):
+            directory.acquire()
+        owner.kill()
+
+
 def test_a_second_run_in_this_process_is_refused(tmp_path: Path) -> None:
     first = RunDirectory(tmp_path / "run")
     first.acquire()

@@ -17,6 +17,7 @@ import ckpt_callbacks
 import ckpt_callbacks as cc
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.failpoints import POINTS
+from ckpt_callbacks.stores import Tracker
 from ckpt_callbacks.testing import TrackerContract
 from folder_store import FolderStore
 
@@ -55,6 +56,8 @@ def outcome(root: Path) -> dict[str, Any]:
         "complete": sorted(listing.copies),
         "aliases": dict(listing.aliases),
         "metrics": store.metrics(),
+        "files": store.files(),
+        "spool": list((meta / "artifacts").iterdir()),
         "weights": {
             c.step: cc.restore(root / "run", like={"w": np.zeros(1000)}, which=c.step)["w"].tolist()
             for c in cc.checkpoints(root / "run")
@@ -76,6 +79,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert found["complete"] == [1, 5]
     assert found["evicted"] == [0, 2, 3, 4]
     assert found["aliases"] == {"best": 1, "last": 5}
+    assert (found["files"], found["spool"]) == ({"notes/latest.txt": b"at step 5"}, [])
     return found
 
 
@@ -118,3 +122,7 @@ class TestFolderStore(TrackerContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Any:
         return lambda: FolderStore(tmp_path / "service")
+
+    def logged_files(self, store: Tracker) -> dict[str, bytes]:
+        assert isinstance(store, FolderStore)
+        return store.files()

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 
 import strategies
 from ckpt_callbacks import failpoints, orbax_io
+from ckpt_callbacks.artifacts import Spool
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.events import Saved
 from ckpt_callbacks.hooks import Hooks
@@ -95,7 +96,10 @@ class Machine(RuleBasedStateMachine):
             self.ledger.went_back(None)
             self.saver.evict()
         log = MetricLog(directory.meta, self.step)
-        self.workers = [Worker(s, self.info(s), self.ledger, log, hooks) for s in self.services]
+        files = Spool(directory.meta / "artifacts", [s.name for s in self.services])
+        self.workers = [
+            Worker(s, self.info(s), self.ledger, log, files, hooks) for s in self.services
+        ]
 
     def info(self, service: MemoryStore) -> RunInfo:
         return RunInfo(self.ledger.run_id, "run", {}, self.root, {})

@@ -267,7 +267,9 @@ def test_a_tracker_that_is_down_is_reported_and_caught_up_with(
         train(callbacks, 4)
 
     (ended,) = recorder.of(cc.RunEnded)
-    assert ended.unsent == {"memory": "open: ConnectionError: http://***@host is down"}  # type: ignore[attr-defined]
+    lacking = "2 checkpoints (steps 2, 3), 4 metric values"
+    why = "ConnectionError: http://***@host is down"
+    assert ended.unsent == {"memory": f"{lacking} ({why})"}  # type: ignore[attr-defined]
     assert "secret" not in caplog.text
     assert len(recorder.of(cc.MirrorFailed)) == 1
     assert local_steps(tmp_path / "run") == {2, 3}
@@ -893,4 +895,4 @@ def test_a_policy_that_raises_is_reported_and_stops_no_thread(tmp_path: Path) ->
 
     assert local_steps(tmp_path / "run") == {0, 1, 2}
     (ended,) = recorder.of(cc.RunEnded)
-    assert ended.unsent == {"memory": "plan: ZeroDivisionError: oops"}  # type: ignore[attr-defined]
+    assert ended.unsent == {"memory": "what is to be kept (ZeroDivisionError: oops)"}  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from ckpt_callbacks.stores import Tracker
 from ckpt_callbacks.testing import FakeClock, MemoryStore, TrackerContract
 
 
@@ -12,6 +13,10 @@ class TestMemoryStore(TrackerContract):
     def make_store(self, request: pytest.FixtureRequest) -> Any:
         service = MemoryStore(put_moves_aliases=request.param)
         return lambda: service
+
+    def logged_files(self, store: Tracker) -> dict[str, bytes]:
+        assert isinstance(store, MemoryStore)
+        return store.files
 
 
 def test_the_faults_of_a_memory_store_are_those_of_a_service() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import ckpt_callbacks as cc
 import wandb_log
-from ckpt_callbacks.stores import MetricPoint, RunInfo
+from ckpt_callbacks.stores import MetricPoint, RunInfo, Tracker
 from ckpt_callbacks.testing import TrackerContract, make_checkpoint
 from ckpt_callbacks_wandb import WandbTracker
 
@@ -26,7 +26,11 @@ def opened(tmp_path: Path, **options: str) -> WandbTracker:
 class TestOffline(TrackerContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Callable[[], WandbTracker]:
-        return lambda: WandbTracker(project="digits", dir=tmp_path / "logs")
+        self.logs = tmp_path / "logs"
+        return lambda: WandbTracker(project="digits", dir=self.logs)
+
+    def logged_files(self, store: Tracker) -> dict[str, bytes]:
+        return wandb_log.files(self.logs)
 
 
 def test_a_checkpoint_is_an_artifact_whose_files_are_held(tmp_path: Path) -> None:
@@ -94,6 +98,8 @@ store = WandbTracker(project="digits", dir=root / "logs")
 store.open(RunInfo("0123456789ab", "run", {}, root / "scratch", {}))
 store.put(make_checkpoint(root, 7), ["last"])
 store.log_metrics([MetricPoint(s, 1.0, {"loss": s}) for s in range(3)])
+(root / "plot.svg").write_text("<svg/>")
+store.log_artifact(root / "plot.svg", "plots/plot.svg")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -106,6 +112,7 @@ def test_a_kill_right_after_loses_nothing(tmp_path: Path) -> None:
 
     assert wandb_log.aliases(tmp_path / "logs") == {"last": 7, "step-7": 7, "latest": 7}
     assert [r["loss"] for r in wandb_log.history(tmp_path / "logs")] == [0, 1, 2]
+    assert wandb_log.files(tmp_path / "logs") == {"plots/plot.svg": b"<svg/>"}
 
 
 def test_points_that_come_again_after_a_kill_are_logged_once(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ckpt_callbacks_wandb._log import Artifact, Row, logs_of
+from ckpt_callbacks_wandb._log import Artifact, Row, Saved, logs_of
 
 
 def artifacts(folder: Path) -> list[Artifact]:
@@ -15,6 +15,17 @@ def artifacts(folder: Path) -> list[Artifact]:
 def aliases(folder: Path) -> dict[str, int]:
     """Return the step that the latest record of each alias names."""
     return {alias: a.metadata["step"] for a in artifacts(folder) for alias in a.aliases}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return what a sync of all starts, in order, leaves of the user's files, by name."""
+    found: dict[str, bytes] = {}
+    for log in logs_of(folder / "wandb"):
+        saved = {n for entry in log.new() if isinstance(entry, Saved) for n in entry.names}
+        for name in saved - {"requirements.txt"}:  # which is W&B's own
+            content = (log.path.parent / "files" / name).read_bytes()
+            found[name.removeprefix("artifacts/")] = content
+    return found
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Artifact", "Log", "Row", "logs_of"]
+__all__ = ["Artifact", "Log", "Row", "Saved", "logs_of"]
 
 _BLOCK, _FILE_HEADER, _CHUNK_HEADER = 32 * 1024, 7, struct.Struct("<IHB")
 _FULL, _LAST = 1, 4
@@ -41,6 +41,13 @@ class Row:
     values: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Files that were saved with the run, in its folder `files`."""
+
+    names: frozenset[str]
+
+
 @dataclass
 class Log:
     """One `.wandb` file, read as it grows."""
@@ -48,7 +55,7 @@ class Log:
     path: Path
     _at: int = field(default=_FILE_HEADER, repr=False)
 
-    def new(self) -> Iterator[Artifact | Row]:
+    def new(self) -> Iterator[Artifact | Row | Saved]:
         """Yield what came since the last call; an incomplete end is left for the next."""
         if not self.path.exists():
             return
@@ -73,7 +80,7 @@ class Log:
                         yield found
                     parts = b""
 
-    def follow(self, seconds: float) -> Iterator[Artifact | Row]:
+    def follow(self, seconds: float) -> Iterator[Artifact | Row | Saved]:
         """Yield what comes, waiting for more.
 
         Raises:
@@ -94,7 +101,7 @@ def logs_of(folder: Path, run_id: str = "*") -> list[Log]:
     return [Log(path) for path in sorted(found, key=lambda p: p.parent.name)]
 
 
-def _parse(content: bytes) -> Artifact | Row | None:
+def _parse(content: bytes) -> Artifact | Row | Saved | None:
     from wandb.proto import wandb_internal_pb2
 
     record = wandb_internal_pb2.Record()
@@ -111,5 +118,7 @@ def _parse(content: bytes) -> Artifact | Row | None:
         case "history":
             items = record.history.item
             return Row({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+        case "files":
+            return Saved(frozenset(file.path for file in record.files.files))
         case _:
             return None

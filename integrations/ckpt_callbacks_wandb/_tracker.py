@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from ckpt_callbacks.manifest import files_in, link_tree
 from ckpt_callbacks.policy import KeepPolicy, as_keep
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
-from ckpt_callbacks_wandb._log import Artifact, Log, Row, logs_of
+from ckpt_callbacks_wandb._log import Artifact, Log, Row, Saved, logs_of
 
 if TYPE_CHECKING:
     import wandb
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["WandbTracker"]
 
 STEP_KEY = "trainer/step"
+ARTIFACTS = "artifacts"
+"""The folder among the files of W&B's run that has those of the user."""
 FLUSH_SECONDS = 0.1
 """How often W&B writes its log. Its default of 15 s is how much a kill may lose."""
 LOG_SECONDS = 60.0
@@ -93,12 +96,13 @@ class WandbTracker(Tracker):
         self._logged: set[tuple[int, str]] = set()
 
     def settings(self) -> Mapping[str, Any]:
+        folder = self._folder.parent if self._folder.name else self._dir
         return {
             "project": self._project,
             "entity": self._entity,
             "artifact": self._artifact,
             "run_name": self._run_name,
-            "dir": str(self._folder.parent),
+            "dir": folder and str(folder),
             "keep": self.keep and policy_to_json(self.keep),
         }
 
@@ -208,6 +212,18 @@ class WandbTracker(Tracker):
         while rows:
             rows -= next(arrived)
         self._logged.clear()
+
+    def log_artifact(self, path: Path, name: str) -> None:
+        # Into the folder that W&B syncs, since the file goes. Below a folder of ours there, since
+        # W&B has files of its own, such as `config.yaml`.
+        files = Path(self._run.dir)
+        target = files / ARTIFACTS / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        self._run.save(glob.escape(str(target)), base_path=str(files), policy="now")
+        for found in self._log_file.follow(LOG_SECONDS):
+            if isinstance(found, Saved) and f"{ARTIFACTS}/{name}" in found.names:
+                return
 
     def close(self, status: str) -> None:
         self._run.finish(exit_code=_EXIT_CODE[status])
