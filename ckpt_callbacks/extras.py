@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import threading
 from importlib.util import find_spec
@@ -30,6 +31,15 @@ def load(module: str) -> None:
 
     One at a time: two large libraries that are imported at once, each parsing code as they do,
     fail with a `SystemError` in Python 3.11 (python/cpython#106905).
+
+    Without collecting garbage meanwhile: the many objects that an import makes set off full
+    collections, each of which holds up all threads, the training loop's too, for up to 0.3 s.
     """
     with _loading:
-        importlib.import_module(module)
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            importlib.import_module(module)
+        finally:
+            if enabled:
+                gc.enable()

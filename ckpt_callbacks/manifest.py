@@ -107,16 +107,20 @@ def damage(
             )
 
 
-def link_tree(source: Path, target: Path) -> bool:
-    """Copy a tree by hard links; return False if any file had to be copied.
+def link_tree(source: Path, target: Path, names: Collection[str] | None = None) -> bool:
+    """Copy a tree, or the files of it that are named, by hard links.
 
-    What `target` already holds is kept, so an interrupted call can be repeated.
+    What `target` already holds is kept, so an interrupted call can be repeated. Returns False if
+    any file had to be copied.
     """
     import shutil
 
     linked = True
     for path in files_in(source):
-        to = target / path.relative_to(source)
+        name = path.relative_to(source).as_posix()
+        if names is not None and name not in names:
+            continue
+        to = target / name
         to.parent.mkdir(parents=True, exist_ok=True)
         if to.exists() and to.stat().st_size == path.stat().st_size:
             linked = linked and to.samefile(path)

@@ -17,6 +17,7 @@ __all__ = [
     "describe",
     "item_names",
     "load",
+    "load_alone",
     "metadata",
     "preservation_context",
     "save",
@@ -61,6 +62,24 @@ def load(path: Path, like: Items) -> dict[str, Any]:
     from orbax.checkpoint import v1 as ocp
 
     return dict(ocp.load_checkpointables(path, dict(like)))
+
+
+def load_alone(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Read items as nested dicts with no template, all arrays on this process's first device."""
+    import jax
+
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def place(leaf: Any) -> Any:
+        if not hasattr(leaf, "sharding"):  # a NumPy array, or a number
+            return leaf
+        return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]  # jax leaves it untyped
+            leaf.shape, leaf.dtype, sharding=device
+        )
+
+    # An item that holds a Python bool has no metadata (Orbax 0.12), and is read as it was saved.
+    found = describe(path, names)
+    return load(path, {n: t and jax.tree.map(place, t) for n, t in found.items()})
 
 
 def metadata(path: Path) -> dict[str, Any]:

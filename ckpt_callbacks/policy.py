@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ckpt_callbacks.errors import ConfigError
 
@@ -34,8 +34,9 @@ __all__ = [
     "translators",
 ]
 
-Resume = int | Literal["last", "best"] | None
-"""The checkpoint to go on from: a step, the newest complete one, the best, or none."""
+Resume = int | str | None
+"""The checkpoint to go on from: a step, `last` (the newest complete one), `best`, the address of
+one in a tracker, or none."""
 NEVER = 1 << 62
 """A step that no loop reaches."""
 

@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ckpt_callbacks import orbax_io
 from ckpt_callbacks.adapters import abstract, apply, check_same
+from ckpt_callbacks.addresses import fetch, is_address
 from ckpt_callbacks.catalog import info_of, stores_of
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, CorruptCheckpoint
@@ -20,7 +21,7 @@ from ckpt_callbacks.recovery import copy_from
 from ckpt_callbacks.retention import policy_from_json, promote
 from ckpt_callbacks.stores import Store
 
-__all__ = ["read", "restore"]
+__all__ = ["read", "read_alone", "restore"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
@@ -41,7 +42,8 @@ def restore(
     looked up again. A damaged checkpoint is read from a store instead that has a true copy of it.
 
     Args:
-        source: a run directory, or the folder of a single checkpoint.
+        source: a run directory, the folder of a single checkpoint, or an address in a tracker,
+            such as `mlflow:/digits@best`; then nothing need be on this disk.
         like: a live state of the same structure. Flax NNX objects in it are changed in place.
         which: in a run directory, an alias such as `best` or `last`, or a step.
         only: items to read, such as `model`; the rest of `like` stays as it is.
@@ -51,15 +53,18 @@ def restore(
     Files of a run directory are checked against their record; a lone checkpoint has none.
 
     Raises:
-        ConfigError: `source` is no checkpoint and no run directory, or `which` is no step.
+        ConfigError: `source` is no checkpoint, no run directory and no address that a tracker
+            which is installed understands, or `which` is no step.
         RecordError: a record that `which` needs is damaged.
         CheckpointNotFound: nothing there answers `which`, or the step that was named was evicted
             while it was read.
         StateMismatch: `like` has other leaves or shapes.
         CorruptCheckpoint: a file is damaged, and there is no other copy; the message names it.
     """
-    root = Path(source).expanduser().absolute()
     names = {only} if isinstance(only, str) else only
+    if isinstance(source, str) and is_address(source):
+        return _from_tracker(source, like, names, verify=verify)
+    root = Path(source).expanduser().absolute()
     if (root / "_CHECKPOINT_METADATA").is_file():
         return read(root, like, only=names)
     if not (root / ".ckpt_callbacks").is_dir():
@@ -121,6 +126,19 @@ def _from_elsewhere(
         return read(copy, like, only=only)
 
 
+def _from_tracker(address: str, like: S, only: Collection[str] | None, *, verify: bool) -> S:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "checkpoint"
+        copy.mkdir()
+        record = fetch(address, copy, only)
+        items = orbax_io.item_names(copy)  # maybe fewer than were saved
+        if verify:
+            check_files(copy, record.files, items)
+        return read(copy, like, only=only)
+
+
 def read(
     path: Path,
     like: S,
@@ -147,6 +165,28 @@ def read(
     check_same(wanted, found, str(path))
     restored: S = apply(like, orbax_io.load(path, wanted))
     return restored
+
+
+def read_alone(path: Path, like: Any, files: Mapping[str, File], preferred: Collection[str]) -> Any:
+    """Return what a checkpoint that lies alone holds for inference.
+
+    Args:
+        path: a checkpoint, or a part of its items.
+        like: a state with some of the items, which gets their values; if `None`, the preferred
+            items are returned as nested dicts of arrays, a single one as it is.
+        files: the record of its files.
+        preferred: names of items, of which those that are there are taken; all if none is.
+
+    Raises:
+        CheckpointNotFound, StateMismatch, CorruptCheckpoint: as `restore` has it.
+    """
+    items = orbax_io.item_names(path)
+    if like is not None:
+        return read(path, like, files, list(abstract(like, items)))
+    names = [name for name in items if name in preferred] or items
+    check_files(path, files, names)
+    found = orbax_io.load_alone(path, names)
+    return found[names[0]] if len(names) == 1 else found
 
 
 def _resolve(directory: RunDirectory, which: int | str) -> Record:

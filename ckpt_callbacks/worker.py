@@ -29,6 +29,9 @@ FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 _ALWAYS = ("log metrics", "log files", "plan", "show", "close")
 """What is tried until it works; anything else may drop out of the plan."""
 
+_LONGEST_TEXT = 500
+"""Characters of an error that are told."""
+
 T = TypeVar("T")
 
 _threads: dict[int, threading.Thread] = {}
@@ -42,6 +45,12 @@ class _Failure:
     """When it was, on the monotonic clock."""
     pause: float
     """Seconds until it is tried again."""
+
+
+def _brief(error: Exception) -> str:
+    """Return what an error says, in one line; a proxy may have answered with a whole page."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
 class Worker:
@@ -162,7 +171,7 @@ class Worker:
         try:
             result = call()
         except Exception as error:
-            text = redact(f"{type(error).__name__}: {error}")
+            text = redact(f"{type(error).__name__}: {_brief(error)}")
             if (last is None or last.text != text) and not self._abandoned.is_set():
                 logger.warning("%s: could not %s: %s", self.store.title, what, text)
                 self._hooks.emit(MirrorFailed(self.store.name, what, text))

@@ -7,48 +7,40 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import ckpt_callbacks as cc
-from ckpt_callbacks.stores import MetricPoint, RunInfo
+import embedded
+from ckpt_callbacks.manifest import link_tree
+from ckpt_callbacks.stores import MetricPoint, Tracker
 from ckpt_callbacks.testing import TrackerContract, make_checkpoint
 from ckpt_callbacks_mlflow import MLflowTracker
+from embedded import client, tracker
 
 Make = Callable[[], MLflowTracker]
 
 
-def tracker(tmp_path: Path, register_as: str | None = "digits") -> MLflowTracker:
-    return MLflowTracker(
-        "digits",
-        register_as=register_as,
-        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
-        artifact_location=str(tmp_path / "artifacts"),
-    )
-
-
-def client(tmp_path: Path) -> MlflowClient:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    return MlflowClient(uri, uri)
-
-
-def opened(tmp_path: Path, store: MLflowTracker, **refs: str) -> MLflowTracker:
-    (tmp_path / "scratch").mkdir(exist_ok=True)
+def opened(folder: Path, store: MLflowTracker, **refs: str) -> MLflowTracker:
     config = {"lr": 0.1, "layers": [3, 4], "long": "x" * 7000}
-    store.open(RunInfo("0123456789ab", "run", config, tmp_path / "scratch", refs))
-    return store
-
-
-class TestRegistered(TrackerContract):
-    @pytest.fixture
-    def make_store(self, tmp_path: Path) -> Make:
-        return lambda: tracker(tmp_path)
+    return embedded.opened(folder, store, config=config, **refs)
 
 
 class TestUnregistered(TrackerContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Make:
         return lambda: tracker(tmp_path, register_as=None)
+
+    def logged_files(self, store: Tracker) -> dict[str, bytes]:
+        assert isinstance(store, MLflowTracker)
+        root = Path(store._run.info.artifact_uri)
+        found = [p for p in root.rglob("*") if p.is_file()]
+        return {p.relative_to(root).as_posix(): p.read_bytes() for p in found}
+
+
+class TestRegistered(TestUnregistered):
+    @pytest.fixture
+    def make_store(self, tmp_path: Path) -> Make:
+        return lambda: tracker(tmp_path)
 
 
 def test_a_checkpoint_is_a_ready_model_that_links_the_files(tmp_path: Path) -> None:
@@ -59,7 +51,9 @@ def test_a_checkpoint_is_a_ready_model_that_links_the_files(tmp_path: Path) -> N
 
     (model,) = client(tmp_path).search_logged_models(["1"])
     assert str(model.status) == "READY"
-    assert model.params == {"step": "7", "digest": checkpoint.digest}
+    assert model.params["step"] == "7"
+    assert model.params["digest"] == checkpoint.digest
+    assert model.params["bytes"] == str(sum(f.size for f in checkpoint.files.values()))
     assert copy.shared
     copied = Path(model.artifact_location) / "checkpoint" / "model" / "d" / "data"
     assert copied.samefile(checkpoint.path / "model" / "d" / "data")
@@ -80,10 +74,27 @@ def test_an_evicted_checkpoint_leaves_no_file(tmp_path: Path) -> None:
     assert version.tags["ckpt_callbacks_step"] == "2"
 
 
+def test_a_file_that_did_not_arrive_whole_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path, tracker(tmp_path))
+    checkpoint = make_checkpoint(tmp_path, 7)
+
+    def half(source: Path, target: Path, names: object) -> bool:
+        return link_tree(source / "model", target / "model")
+
+    monkeypatch.setattr("ckpt_callbacks_mlflow._files.link_tree", half)
+    with pytest.raises(OSError, match="has None bytes in MLflow instead of"):
+        store.put(checkpoint, [])
+
+    (model,) = client(tmp_path).search_logged_models(["1"])
+    assert str(model.status) == "PENDING"
+
+
 def test_an_upload_that_was_cut_is_completed(tmp_path: Path) -> None:
     store = opened(tmp_path, tracker(tmp_path))
     checkpoint = make_checkpoint(tmp_path, 7)
-    model = store._create(checkpoint)  # pending, and half of its files there
+    model = store._models._create(checkpoint)  # pending, and half of its files there
     half = Path(model.artifact_location) / "checkpoint" / "model" / "d"
     half.mkdir(parents=True)
     (half / "data").write_bytes(b"half")
@@ -230,7 +241,9 @@ def test_a_kill_while_mlflow_creates_its_database_does_no_harm(tmp_path: Path) -
     assert killed.returncode == -signal.SIGKILL
     assert list(tmp_path.glob("mlflow.db*"))
 
-    opened(tmp_path, tracker(tmp_path))
+    # Not the finished database that the other tests share.
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    opened(tmp_path, MLflowTracker("digits", tracking_uri=uri))
 
     assert [p.name for p in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
     assert len(client(tmp_path).search_runs(["1"])) == 1

@@ -39,6 +39,8 @@ FILES = "unit: one module on real files"
 ORBAX = "real run: Orbax saves and restores, the tracker is in memory"
 CONTRACT = "contract of trackers: a real MLflow"
 
+ARTIFACTS = "ckpt_callbacks/artifacts.py"
+REGISTRY = "ckpt_callbacks_mlflow/_registry.py"
 DIRECTORY = "ckpt_callbacks/directory.py"
 LEDGER = "ckpt_callbacks/ledger.py"
 MANIFEST = "ckpt_callbacks/manifest.py"
@@ -290,9 +292,67 @@ BUGS = [
         "a copy whose reply was lost makes a second one",
         CONTRACT,
         "test_mlflow.py::TestUnregistered::test_putting_twice_leaves_one_copy",
-        "ckpt_callbacks_mlflow/_tracker.py",
-        "model = model or self._create(checkpoint)",
+        "ckpt_callbacks_mlflow/_models.py",
+        "model = found or self._create(checkpoint)",
         "model = self._create(checkpoint)",
+    ),
+    Bug(
+        "another run's best is taken for a worse value",
+        CONTRACT,
+        "test_mlflow_registry.py::"
+        "test_best_goes_to_another_run_only_for_a_better_value_of_the_same_metric",
+        REGISTRY,
+        "return rank.beats(other)",
+        "return True",
+    ),
+    Bug(
+        "an older run takes `last` back",
+        CONTRACT,
+        "test_mlflow_registry.py::test_last_goes_to_the_run_that_began_last_and_stays_there",
+        REGISTRY,
+        "ours.tags[BEGAN_TAG])) < int(",
+        "ours.tags[BEGAN_TAG])) != int(",
+    ),
+    Bug(
+        "a version with a person's alias is deleted",
+        CONTRACT,
+        "test_mlflow_registry.py::test_what_a_person_keeps_is_not_deleted[alias]",
+        REGISTRY,
+        "if any(not _is_ours(n) for n in names) or keeps",
+        "if keeps",
+    ),
+    Bug(
+        "files that are not whole there are taken for ready",
+        CONTRACT,
+        "test_mlflow.py::test_a_file_that_did_not_arrive_whole_is_an_error",
+        "ckpt_callbacks_mlflow/_files.py",
+        "raise OSError(f",
+        "print(f",
+    ),
+    Bug(
+        "the record beside a checkpoint is believed unseen",
+        CONTRACT,
+        "test_mlflow_loading.py::test_a_manifest_that_is_not_the_one_sent_is_an_error",
+        "ckpt_callbacks_mlflow/_fetch.py",
+        'if tree_digest(record.files) != model.params.get("digest")',
+        "if not record.files",
+    ),
+    Bug(
+        "what another disk had is forgotten when its run goes on here",
+        CONTRACT,
+        "test_mlflow_loading.py::test_a_run_goes_on_from_mlflow_on_an_empty_disk",
+        LEDGER,
+        'Record(step, "complete", self.run_id, 0.0, lost=True)',
+        'Record(step, "gone", self.run_id, 0.0)',
+    ),
+    Bug(
+        "a copy is taken for held while it is being deleted",
+        ORBAX,
+        "test_machine.py::"
+        "test_a_step_that_is_wanted_again_after_its_deletion_lost_its_reply_is_sent_again",
+        WORKER,
+        "ledger.deleting(name, step)",
+        "pass",
     ),
     Bug(
         "a copy whose reply was lost is forgotten",
@@ -313,6 +373,34 @@ BUGS = [
         "            self._log.sent(self.store.name, offset)\n"
         '            hit("metrics-sent")\n'
         "            self.store.log_metrics(points)\n",
+    ),
+    Bug(
+        "a file of the user's counts as sent before it is",
+        ORBAX,
+        "test_artifacts.py::test_a_lost_reply_means_that_it_is_sent_again",
+        WORKER,
+        "            self.store.log_artifact(artifact.path, artifact.name)\n"
+        '            hit("artifact-sent")\n'
+        "            self._files.sent(self.store.name, artifact)\n",
+        "            self._files.sent(self.store.name, artifact)\n"
+        '            hit("artifact-sent")\n'
+        "            self.store.log_artifact(artifact.path, artifact.name)\n",
+    ),
+    Bug(
+        "a file of the user's counts before its copy is whole",
+        FILES,
+        "test_artifacts.py::test_at_the_failpoints_a_copy_is_whole_or_does_not_count",
+        ARTIFACTS,
+        'new = self._folder / f".{number}.new"',
+        "new = self._folder / number",
+    ),
+    Bug(
+        "a file of the user's is linked",
+        ORBAX,
+        "test_artifacts.py::test_what_an_outage_held_up_is_sent_by_the_next_run_in_order",
+        ARTIFACTS,
+        "shutil.copyfile(path, new / copy)",
+        "(new / copy).hardlink_to(path)",
     ),
     Bug(
         "a request is removed before it is applied",
@@ -348,6 +436,24 @@ BUGS = [
         DIRECTORY,
         LOCK,
         f"if not {OLDER_THAN_A_MINUTE}: {LOCK}",
+    ),
+    Bug(
+        "an owner that has just begun is not waited for",
+        FILES,
+        "test_directory.py::"
+        "test_an_owner_that_has_just_begun_is_waited_for_until_it_says_how_long_it_stays[nothing]",
+        DIRECTORY,
+        "return self.is_mine\n",
+        "return True\n",
+    ),
+    Bug(
+        "an interrupted end of a run leaves its signal handler",
+        ORBAX,
+        "test_preemption.py::"
+        "test_a_second_ctrl_c_while_a_tracker_is_waited_for_leaves_nothing_behind",
+        "ckpt_callbacks/run.py",
+        "        finally:\n            self._preemption.stop()\n",
+        "        except ZeroDivisionError:\n            pass\n        self._preemption.stop()\n",
     ),
     Bug(
         "a checkpoint that Orbax alone saved is taken over",

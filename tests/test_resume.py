@@ -89,7 +89,7 @@ def test_starting_over_needs_to_be_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume", [-1, True, "newest", 1.5])
 def test_a_resume_that_is_none_is_refused(tmp_path: Path, resume: Any) -> None:
-    with pytest.raises(cc.ConfigError, match="resume must be 'last', 'best', a step or None"):
+    with pytest.raises(cc.ConfigError, match="resume must be 'last', 'best', a step, None, or"):
         callbacks_in(tmp_path / "run").run(new_state(), resume=resume)
 
 

@@ -1,26 +1,52 @@
-"""MLflow's sqlite file, made at once.
-
-MLflow creates its tables one by one, so a kill during the first seconds of the first run leaves
-a database that it can neither use nor repair.
-"""
+"""Where MLflow is, and how long a call to it may take."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["absolute", "create_database", "has_secret"]
+__all__ = ["absolute", "create_database", "has_secret", "set_deadlines"]
 
 _PREFIX = "sqlite:///"
 _SECRETS = ("user", "pass", "pwd", "secret", "token", "key", "sig", "credential")
 """Parts of names of query parameters that are not written down."""
 
+_DEADLINES = {
+    # The worker calls again by itself, and knows what an earlier call may have left. One of
+    # MLflow's own retries is enough for a connection that a server had closed meanwhile.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # For one answer, not for one upload; but an artifact is answered when it is stored.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
+
+
+def set_deadlines() -> None:
+    """Set how often and how long MLflow tries, where the user has not.
+
+    With MLflow's defaults (7 retries, pauses that double, 120 s) a call waits 246 s for a server
+    that refuses connections, and the more for one that never answers. They can be given by
+    environment variables only, which hold for the whole process.
+    """
+    for name, value in _DEADLINES.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("urllib3.connectionpool").addFilter(_not_of_ours)
+
+
+def _not_of_ours(record: logging.LogRecord) -> bool:
+    """Leave out each single try of a worker, which tells of a failure itself, and once."""
+    return not (record.threadName or "").startswith("ckpt-")
+
 
 def create_database(uri: str, key: str) -> None:
     """Create the database of a `sqlite:` URI if it is missing; other URIs are left to MLflow.
 
-    `key` tells two runs apart that do this at the same time.
+    MLflow creates its tables one by one, so a kill during the first seconds of the first run
+    leaves a database that it can neither use nor repair. Here it is made aside, and put in its
+    place when it is whole. `key` tells two runs apart that do this at the same time.
     """
     if not uri.startswith(_PREFIX):
         return

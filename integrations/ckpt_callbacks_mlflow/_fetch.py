@@ -1,0 +1,122 @@
+"""What a LoggedModel says of its checkpoint, and its files, brought to this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckpt_callbacks.errors import CheckpointNotFound, RecordError
+from ckpt_callbacks.manifest import tree_digest
+from ckpt_callbacks.record import Record, record_from_json
+from ckpt_callbacks_mlflow._files import FOLDER, download, repository
+from ckpt_callbacks_mlflow._registry import STEP_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+__all__ = [
+    "MANIFEST",
+    "METRICS_TAG",
+    "PATH_TAG",
+    "fetch",
+    "is_ready",
+    "manifest",
+    "metrics_of",
+    "search",
+    "step_of",
+]
+
+MANIFEST = "checkpoint.json"
+"""The record of the files, beside them."""
+PATH_TAG = "ckpt_callbacks_path"
+"""Where the checkpoint was saved."""
+METRICS_TAG = "ckpt_callbacks_metrics"
+"""The finite metrics under their own names, which MLflow may not take, as JSON."""
+
+
+def search(client: MlflowClient, experiments: Sequence[str], where: str) -> list[LoggedModel]:
+    """Return all LoggedModels that a filter finds."""
+    found: list[LoggedModel] = []
+    token = None
+    while True:
+        page = client.search_logged_models(list(experiments), where, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
+
+
+def fetch(
+    model: LoggedModel, tracking_uri: str, into: Path, only: Collection[str] | None = None
+) -> None:
+    """Copy the files of a LoggedModel's checkpoint into a folder.
+
+    Args:
+        model: a whole one.
+        tracking_uri: of its server.
+        into: an empty folder.
+        only: the items to fetch; all that were sent if not given.
+
+    Raises:
+        CheckpointNotFound: it is a reference, and the checkpoint is no longer there; or it has
+            no such item.
+    """
+    if model.params.get("sent") == "reference":
+        path = Path(model.tags[PATH_TAG])
+        if not path.is_dir():
+            raise CheckpointNotFound(
+                f"MLflow has a reference to {path} only, and there is nothing on this machine"
+            )
+        shutil.copytree(path, into, dirs_exist_ok=True)
+        return
+    store = repository(model.artifact_location, tracking_uri)
+    with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
+        if only is None:
+            names = [FOLDER]
+        else:
+            listed = store.list_artifacts(FOLDER)
+            there = {info.path.rpartition("/")[2] for info in listed if info.is_dir}
+            if absent := set(only) - there:
+                raise CheckpointNotFound(
+                    f"the copy of step {step_of(model)} in MLflow has no item "
+                    f"{', '.join(sorted(absent))}; it has {', '.join(sorted(there))}"
+                )
+            names = [i.path for i in listed if not i.is_dir] + [f"{FOLDER}/{n}" for n in only]
+        download(store, names, Path(scratch))
+        for path in (Path(scratch) / FOLDER).iterdir():
+            path.rename(into / path.name)
+
+
+def manifest(model: LoggedModel, tracking_uri: str) -> Record:
+    """Return the record of a LoggedModel's checkpoint, checked against the model's own digest.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        download(repository(model.artifact_location, tracking_uri), [MANIFEST], Path(scratch))
+        text = (Path(scratch) / MANIFEST).read_text(encoding="utf-8")
+    where = f"{MANIFEST} of the LoggedModel {model.model_id}"
+    record = record_from_json(text, where)
+    if tree_digest(record.files) != model.params.get("digest"):
+        raise RecordError(f"{where} is not the one that was sent: its digest differs")
+    return record
+
+
+def metrics_of(model: LoggedModel) -> dict[str, float]:
+    """Return the finite metrics of a checkpoint, under their own names."""
+    return dict(json.loads(model.tags.get(METRICS_TAG) or "{}"))
+
+
+def is_ready(model: LoggedModel) -> bool:
+    """Return whether all files are there."""
+    return str(model.status) == "READY"
+
+
+def step_of(model: LoggedModel) -> int:
+    """Return the step of which a LoggedModel is the checkpoint."""
+    return int(model.tags[STEP_TAG])

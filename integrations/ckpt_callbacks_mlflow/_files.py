@@ -1,0 +1,120 @@
+"""The files of a checkpoint in MLflow's artifact store: brought there, checked, fetched, removed.
+
+MLflow sends a folder file by file, and begins again from the first after a cut. Here several go
+at a time, and those that arrived are not sent again. A store on this machine's disk gets hard
+links, so that a copy costs no bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from ckpt_callbacks.manifest import link_tree
+from ckpt_callbacks.stores import File
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+__all__ = ["FOLDER", "download", "remove", "repository", "send", "upload"]
+
+FOLDER = "checkpoint"
+"""Where the checkpoint lies in a LoggedModel's artifacts; beside it is what describes it."""
+
+_AT_A_TIME = 4
+"""Files on their way at once. More gained nothing with a server of one process."""
+
+
+def repository(location: str, tracking_uri: str) -> ArtifactRepository:
+    """Return the artifact store at `location`.
+
+    `MlflowClient` has no call that deletes artifacts or sends one file; these classes do.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(location, tracking_uri=tracking_uri)
+
+
+def upload(
+    store: ArtifactRepository, source: Path, files: Mapping[str, File], about: Path, *, new: bool
+) -> bool:
+    """Bring `files` of the checkpoint at `source`, and those in the folder `about`, to the store.
+
+    Where it is not `new`, what an earlier call has brought there is not sent again. Returns
+    whether all files of the checkpoint are hard links.
+
+    Raises:
+        OSError: a file did not arrive whole.
+    """
+    if folder := _local_folder(store):
+        folder.mkdir(parents=True, exist_ok=True)
+        linked = link_tree(source, folder / FOLDER, files)
+        for path in about.iterdir():
+            (folder / path.name).unlink(missing_ok=True)
+            shutil.copyfile(path, folder / path.name)
+        arrived = dict(_sizes(store, FOLDER))
+    else:
+        linked = False
+        arrived = {} if new else dict(_sizes(store, FOLDER))
+        missing = [name for name, file in files.items() if _size(arrived, name) != file.size]
+        jobs = [(source / name, f"{FOLDER}/{name}") for name in missing]
+        jobs += [(path, path.name) for path in about.iterdir()]
+        with ThreadPoolExecutor(_AT_A_TIME, "ckpt-mlflow-upload") as pool:
+            sent = [pool.submit(send, store, path, name) for path, name in jobs]
+        for job in sent:
+            job.result()
+        if missing:
+            arrived = dict(_sizes(store, FOLDER))
+    for name, file in files.items():
+        if (size := _size(arrived, name)) != file.size:
+            raise OSError(f"{name} has {size} bytes in MLflow instead of {file.size}")
+    return linked
+
+
+def download(store: ArtifactRepository, names: Iterable[str], into: Path) -> None:
+    """Copy files and folders of the store to the same names below `into`."""
+    for name in names:
+        with tempfile.TemporaryDirectory(dir=into) as scratch:  # so that a move is a rename
+            found = Path(store.download_artifacts(name, scratch))
+            target = into / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(found, target)
+
+
+def remove(store: ArtifactRepository) -> None:
+    """Free the bytes of all that the store holds; what is gone already is no error."""
+    folder = _local_folder(store)
+    if folder is None or folder.exists():
+        store.delete_artifacts()
+    if folder and folder.parent.exists():
+        folder.parent.rmdir()  # the model's own folder, which MLflow leaves empty
+
+
+def send(store: ArtifactRepository, path: Path, name: str) -> None:
+    """Bring one file there, under a name that ends as its own does."""
+    parent = PurePosixPath(name).parent.as_posix()
+    store.log_artifact(str(path), None if parent == "." else parent)
+
+
+def _local_folder(store: ArtifactRepository) -> Path | None:
+    """Return the folder of a store on this machine's disk."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    return Path(store.artifact_dir) if isinstance(store, LocalArtifactRepository) else None
+
+
+def _size(arrived: Mapping[str, int], name: str) -> int | None:
+    return arrived.get(f"{FOLDER}/{name}")
+
+
+def _sizes(store: ArtifactRepository, folder: str) -> Iterator[tuple[str, int]]:
+    """Yield path and size of every file below `folder`."""
+    for info in store.list_artifacts(folder):
+        if info.is_dir:
+            yield from _sizes(store, info.path)
+        else:
+            yield info.path, info.file_size or 0  # a server leaves out a zero

@@ -1,0 +1,251 @@
+"""The LoggedModels of a run: one a checkpoint, found by its tags before it is made.
+
+A LoggedModel is `READY` only when all its files arrived. Its artifacts are
+
+::
+
+    checkpoint/        the files, as Orbax wrote them
+    checkpoint.json    their record, with size and digest of each
+    MLmodel            how MLflow loads it
+    README.md          what it is, for people
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
+from ckpt_callbacks.stores import Checkpoint, File
+from ckpt_callbacks_mlflow._fetch import (
+    MANIFEST,
+    METRICS_TAG,
+    PATH_TAG,
+    fetch,
+    is_ready,
+    search,
+    step_of,
+)
+from ckpt_callbacks_mlflow._files import remove, repository, upload
+from ckpt_callbacks_mlflow._names import as_key
+from ckpt_callbacks_mlflow._registry import RUN_TAG, STEP_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+__all__ = ["FLAVOR", "WEIGHTS", "Models", "Send"]
+
+Send = Literal["checkpoint", "weights", "reference"]
+
+WEIGHTS = ("model", "params", "weights")
+"""Items of a checkpoint that are weights."""
+FLAVOR = "ckpt_callbacks"
+_REASON_TAG = "ckpt_callbacks_reason"
+_ALIASES_TAG = "ckpt_callbacks_aliases"
+_NOT_FINITE_TAG = "ckpt_callbacks_not_finite"
+
+
+_LONGEST = 5000  # characters of a tag; less than MLflow's own limit
+
+
+class Models:
+    """The LoggedModels of one run.
+
+    Args:
+        client: of MLflow.
+        tracking_uri: of the client.
+        experiments: ids of those that are searched; new ones are made in the last.
+        run_id: of the MLflow run that new ones belong to.
+        key: id of the run, their tag.
+        send: what is sent of a checkpoint.
+        flavor: options of the flavor, for `MLmodel`.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        tracking_uri: str,
+        experiments: Sequence[str],
+        run_id: str,
+        key: str,
+        send: Send,
+        flavor: Mapping[str, str],
+    ) -> None:
+        self._client = client
+        self._tracking_uri = tracking_uri
+        self._experiments = experiments
+        self._run_id = run_id
+        self._key = key
+        self._send = send
+        self._flavor = flavor
+
+    def find(self, step: int | None = None) -> list[LoggedModel]:
+        """Return those of one step or of all, whole ones first."""
+        where = f"tags.{RUN_TAG} = '{self._key}'"
+        if step is not None:
+            where += f" AND tags.{STEP_TAG} = '{step}'"
+        found = search(self._client, self._experiments, where)
+        return sorted(found, key=lambda m: (not is_ready(m), m.creation_timestamp, m.model_id))
+
+    def ready(self) -> dict[int, LoggedModel]:
+        """Return the whole ones by step."""
+        return {step_of(model): model for model in reversed(self.find()) if is_ready(model)}
+
+    def publish(
+        self, checkpoint: Checkpoint, found: LoggedModel | None
+    ) -> tuple[LoggedModel, bool]:
+        """Return the LoggedModel of a checkpoint, made or completed if need be.
+
+        The second value tells whether it is no second copy of all bytes: hard links, or a part.
+        """
+        model = found or self._create(checkpoint)
+        files = self._chosen(checkpoint.files)
+        linked = False
+        if not is_ready(model):
+            store = repository(model.artifact_location, self._tracking_uri)
+            with tempfile.TemporaryDirectory() as about:
+                self._describe(model, checkpoint, Path(about))
+                linked = upload(store, checkpoint.path, files, Path(about), new=found is None)
+            self._client.finalize_logged_model(model.model_id, "READY")
+        return model, linked or len(files) < len(checkpoint.files)
+
+    def show(
+        self, model: LoggedModel, metrics: Mapping[str, float], reason: str, aliases: Sequence[str]
+    ) -> None:
+        """Bring the metrics and tags of a LoggedModel up to date."""
+        from mlflow.entities import Metric
+
+        tags = _tags(metrics, reason, aliases)
+        if new := {k: v for k, v in tags.items() if model.tags.get(k, "") != v}:
+            self._client.set_logged_model_tags(model.model_id, new)
+        # A metric of a model is one of its run too, so these have a name of their own: the run's
+        # history of `loss` stays one value a step. The fixed time of the first makes a repetition
+        # harmless; a value that has changed needs a later one.
+        known = {m.key: m.value for m in sorted(model.metrics or (), key=lambda m: m.timestamp)}
+        first, now = model.creation_timestamp, int(time.time() * 1000)
+        step, model_id = step_of(model), model.model_id
+        new_metrics = [
+            Metric(key, value, now if key in known else first, step, model_id=model_id)
+            # With a model's id MLflow stores NaN as 0.0, which would rank as a good loss.
+            for name, value in _finite(metrics).items()
+            if known.get(key := as_key(f"checkpoint/{name}")) != value
+        ]
+        if new_metrics:
+            self._client.log_batch(self._run_id, metrics=new_metrics)
+
+    def get(self, step: int, into: Path) -> None:
+        """Copy the files of a step into the empty folder `into`.
+
+        Raises:
+            CheckpointNotFound: there is no whole LoggedModel of it.
+        """
+        for model in self.find(step):
+            if is_ready(model):
+                fetch(model, self._tracking_uri, into)
+                return
+        raise CheckpointNotFound(f"MLflow has no complete checkpoint of step {step}")
+
+    def delete(self, model: LoggedModel) -> None:
+        """Delete one, and free the bytes of its files."""
+        # The files before the model: without it nobody would find them again.
+        remove(repository(model.artifact_location, self._tracking_uri))
+        self._client.delete_logged_model(model.model_id)
+
+    def _create(self, checkpoint: Checkpoint) -> LoggedModel:
+        return self._client.create_logged_model(
+            self._experiments[-1],
+            name=f"step-{checkpoint.step}",
+            source_run_id=self._run_id,
+            params={
+                "step": str(checkpoint.step),
+                "digest": checkpoint.digest,
+                "bytes": str(sum(f.size for f in checkpoint.files.values())),
+                "sent": self._send,
+            },
+            tags={
+                RUN_TAG: self._key,
+                STEP_TAG: str(checkpoint.step),
+                **{k: v for k, v in _tags(checkpoint.metrics, checkpoint.reason, ()).items() if v},
+                PATH_TAG: str(checkpoint.path),
+            },
+            model_type="orbax-checkpoint",
+        )
+
+    def _chosen(self, files: Mapping[str, File]) -> dict[str, File]:
+        """Return the files that are sent."""
+        if self._send == "reference":
+            return {}
+        if self._send == "checkpoint":
+            return dict(files)
+        weights = [item for item in _items(files) if item in WEIGHTS]
+        if not weights:
+            raise ConfigError(
+                f"MLflowTracker: send='weights' needs an item named {', '.join(WEIGHTS)}, but the "
+                f"items of the checkpoint are {', '.join(_items(files))}: give the weights that "
+                "name at the top level of the state"
+            )
+        return {n: f for n, f in files.items() if "/" not in n or n.split("/")[0] in weights}
+
+    def _describe(self, model: LoggedModel, checkpoint: Checkpoint, folder: Path) -> None:
+        """Write what lies beside the checkpoint into `folder`."""
+        from mlflow.models import Model
+
+        (folder / MANIFEST).write_text(checkpoint.manifest, encoding="utf-8")
+        about = Model(
+            run_id=self._run_id,
+            model_id=model.model_id,
+            model_uuid=model.model_id,
+            utc_time_created=str(model.creation_timestamp),
+        )
+        # The whole folder is given to the loader, since the digests lie beside the checkpoint.
+        about.add_flavor(
+            "python_function",
+            loader_module="ckpt_callbacks_mlflow.flavor",
+            python_version=".".join(map(str, sys.version_info[:3])),
+        )
+        about.add_flavor(FLAVOR, version=version("ckpt-callbacks"), **self._flavor)
+        about.save(str(folder / "MLmodel"))
+        name = f"{checkpoint.run_id}, step {checkpoint.step}"
+        text = _README.format(name=name, step=checkpoint.step, run_id=self._run_id)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+_README = """# {name}
+
+A checkpoint of a training run, as [Orbax](https://orbax.readthedocs.io) wrote it, in the folder
+`checkpoint`. `checkpoint.json` has its metrics and the size and digest of every file.
+
+```python
+import ckpt_callbacks as cc
+
+state = cc.restore("mlflow:/runs/{run_id}/{step}", like=state)
+```
+"""
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _tags(metrics: Mapping[str, float], reason: str, aliases: Sequence[str]) -> dict[str, str]:
+    """Return what tags say of a checkpoint, and change with it."""
+    odd = ", ".join(f"{k} = {v}" for k, v in sorted(metrics.items()) if not math.isfinite(v))
+    known = json.dumps(_finite(metrics), sort_keys=True)
+    return {
+        _REASON_TAG: reason,
+        _ALIASES_TAG: ", ".join(aliases),
+        _NOT_FINITE_TAG: odd[:_LONGEST],
+        METRICS_TAG: known if len(known) <= _LONGEST else "",
+    }
+
+
+def _items(files: Mapping[str, File]) -> list[str]:
+    return sorted({name.split("/")[0] for name in files if "/" in name})

@@ -1,0 +1,116 @@
+"""The run of MLflow, its experiment and its parameters: found before they are made."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks_mlflow._names import as_key
+from ckpt_callbacks_mlflow._registry import RUN_TAG, is_missing
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = ["existing", "find_or_create_experiment", "find_or_create_run", "log_params"]
+
+logger = logging.getLogger("ckpt_callbacks")
+
+_LONGEST_PARAM = 6000  # characters; MLflow's own limit
+_LONGEST_TAG = 5000  # the same of a tag, with room to spare
+_MOST = 100  # parameters, and tags, in one call; MLflow's own limit
+
+
+def existing(client: MlflowClient, run_id: str | None) -> Run | None:
+    """Return the run if there is one: a database may have been removed or changed."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
+
+
+def find_or_create_run(client: MlflowClient, experiment: str, key: str, name: str) -> Run:
+    """Return the run with our tag."""
+    if not _find_runs(client, experiment, key):
+        client.create_run(experiment, tags={RUN_TAG: key}, run_name=name)
+    # An answer may have been lost, here or at an earlier start, and the call come again.
+    first, *doubles = _find_runs(client, experiment, key)
+    for double in doubles:
+        client.delete_run(double.info.run_id)
+    return first
+
+
+def find_or_create_experiment(
+    client: MlflowClient, name: str | None, artifact_location: str | None
+) -> str:
+    """Return the id of the experiment, or of the one that MLflow would take.
+
+    Raises:
+        ConfigError: it was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    # `mlflow.set_experiment` leaves the id in the environment.
+    if not name and (known := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+        return known
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location))
+        except MlflowException as error:
+            # Another run was faster, or an answer was lost and the call came again.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage != "active":
+        raise ConfigError(f"the MLflow experiment {name!r} is deleted: restore it")
+    return str(found.experiment_id)
+
+
+def log_params(
+    client: MlflowClient, run: Run, config: Mapping[str, Any], tags: Mapping[str, str]
+) -> None:
+    """Log what is new of the configuration and the tags.
+
+    MLflow refuses to change a parameter, so what has changed since the run began is a tag.
+    """
+    from mlflow.entities import Param, RunTag
+
+    known = run.data.params
+    wanted = {
+        as_key(k): (v if isinstance(v, str) else json.dumps(v))[:_LONGEST_PARAM]
+        for k, v in config.items()
+    }
+    changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
+    for key, value in changed.items():
+        logger.warning(
+            "MLflow keeps the first value of the parameter %s, %s; the new one, %s, is a tag",
+            key,
+            known[key],
+            value,
+        )
+    all_tags = {**tags, **{f"ckpt_callbacks_changed.{k}": v for k, v in changed.items()}}
+    new_params = [Param(k, v) for k, v in wanted.items() if k not in known]
+    new_tags = [
+        RunTag(k, v[:_LONGEST_TAG])
+        for k, v in all_tags.items()
+        if run.data.tags.get(k) != v[:_LONGEST_TAG]
+    ]
+    for start in range(0, max(len(new_params), len(new_tags)), _MOST):
+        part = slice(start, start + _MOST)
+        client.log_batch(run.info.run_id, params=new_params[part], tags=new_tags[part])
+
+
+def _find_runs(client: MlflowClient, experiment: str, key: str) -> list[Run]:
+    """Return the runs with our tag, oldest first."""
+    where = f"tags.{RUN_TAG} = '{key}'"
+    return list(client.search_runs([experiment], where, order_by=["start_time", "run_id"]))
