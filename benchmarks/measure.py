@@ -1,24 +1,29 @@
-"""What the benchmarks share: median times, peak memory, a table and a file of raw numbers."""
+"""What the benchmarks share: times, peak memory, disk usage, a table and a file of raw numbers."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 __all__ = [
+    "at_most",
+    "disk",
     "growth",
+    "load",
     "machine",
     "mebibytes",
     "milliseconds",
     "once",
     "peak",
+    "quantile",
     "seconds",
     "verdict",
     "write",
@@ -50,6 +55,21 @@ def peak(function: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+def disk(*roots: Path) -> int:
+    """Return the bytes that all files below some folders take up, hard links counted once."""
+    found = {}
+    for root in roots:
+        for path in root.rglob("*"):
+            status = path.lstat()
+            found[status.st_dev, status.st_ino] = 512 * status.st_blocks
+    return sum(found.values())
+
+
+def quantile(times: Sequence[float], part: float) -> float:
+    """Return the time that `part` of all do not exceed; 1 for the longest."""
+    return sorted(times)[max(0, math.ceil(part * len(times)) - 1)]
+
+
 def milliseconds(times: list[float]) -> str:
     """Return the median for the table."""
     return f"{1000 * statistics.median(times):.1f}"
@@ -72,12 +92,24 @@ def verdict(what: str, times: list[float], limit: float) -> str:
     return f"Target: {what} under {limit:g} s: {taken:.3f} s, {reached}."
 
 
+def at_most(what: str, value: float, limit: float, unit: str = "") -> str:
+    """Return one line on whether a target is reached that is no median of times."""
+    reached = "reached" if value <= limit else "not reached"
+    return f"Target: {what} at most {limit:g}{unit}: {value:.3g}{unit}, {reached}."
+
+
+def load() -> str:
+    """Return one line on what else the machine is doing, which times depend on."""
+    return f"Load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors."
+
+
 def machine() -> dict[str, Any]:
     """Return what the numbers depend on besides the code."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "processors": os.cpu_count(),
+        "load": os.getloadavg(),
     }
 
 
