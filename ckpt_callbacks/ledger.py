@@ -1,7 +1,7 @@
 """The one writer of records.
 
-Workers hand it facts; it writes them down before anything builds on them, keeps the decision,
-and answers what is to be done next. Every method takes the mutex, so all see one order of facts.
+Workers hand it facts; it writes them down before anything builds on them, and answers what is to be
+done next. Every method takes the mutex, so all see one order of facts.
 """
 
 from __future__ import annotations
@@ -19,26 +19,16 @@ from typing import Any
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError, UsageError
 from ckpt_callbacks.manifest import tree_digest
-from ckpt_callbacks.plan import Action, Delete, View, evictable, next_action, plan
+from ckpt_callbacks.plan import Action
 from ckpt_callbacks.policy import Candidate, KeepPolicy
 from ckpt_callbacks.record import Change, Copy, File, Gone, Record, RunFile, record_to_json
-from ckpt_callbacks.retention import (
-    Decision,
-    decide,
-    explain,
-    narrow,
-    policy_from_json,
-    policy_to_json,
-    ranking,
-    unmeasured,
-)
-from ckpt_callbacks.stores import Checkpoint, Curve, Listing, Overview, Rank, Shown
+from ckpt_callbacks.retention import Decision, policy_to_json
+from ckpt_callbacks.situation import Situation, candidate
+from ckpt_callbacks.stores import Checkpoint, Listing, Overview, Rank
 
 __all__ = ["Ledger"]
 
 logger = logging.getLogger("ckpt_callbacks")
-
-_Situation = tuple[KeepPolicy, list[Candidate], Decision, View, set[int]]
 
 
 class Ledger:
@@ -78,11 +68,11 @@ class Ledger:
         run = directory.read_run()
         spec = policy_to_json(policy)
         self._run = run or RunFile(os.urandom(6).hex(), spec)
-        self._decision: Decision | None = None
+        self._situation: Situation | None = None
         new = replace(self._run, policy=spec, change=self._begin_change(spec))
         if run != new:
             directory.write_run(new)
-        self._run = new
+        self._run, self._situation = new, None
 
     @property
     def run_id(self) -> str:
@@ -91,10 +81,18 @@ class Ledger:
 
     # Questions
 
+    @property
+    def situation(self) -> Situation:
+        """What is known now, and all that follows from it."""
+        with self._mutex:
+            if self._situation is None:
+                records, run = dict(self._records), self._run
+                self._situation = Situation(records, run, self.policy, self._stores)
+            return self._situation
+
     def newest(self) -> Record | None:
         """Return the record of the newest complete checkpoint that is there."""
-        with self._mutex:
-            return max(self._readable(), key=lambda r: r.step, default=None)
+        return max(self.situation.readable, key=lambda r: r.step, default=None)
 
     @property
     def run(self) -> RunFile:
@@ -103,21 +101,15 @@ class Ledger:
 
     def leaving(self) -> dict[int, str]:
         """Return the steps that go once a changed policy is in force, and what it says of each."""
-        with self._mutex:
-            if not self._run.change:
-                return {}
-            kept = decide(self.policy, map(_candidate, self._readable()), self._run.pins).kept
-            return {s: self.explain(s) for s in self.decision().kept if s not in kept}
+        return self.situation.leaving()
 
     def unmeasured(self) -> list[int]:
         """Return the complete steps that lack a metric which the policy ranks by."""
-        with self._mutex:
-            return unmeasured(self.policy, map(_candidate, self._readable()))
+        return self.situation.unmeasured()
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints that are there."""
-        with self._mutex:
-            return sorted(r.step for r in self._readable())
+        return sorted(r.step for r in self.situation.readable)
 
     def record(self, step: int) -> Record | None:
         """Return the record of a step."""
@@ -132,52 +124,44 @@ class Ledger:
     def decision(self) -> Decision:
         """Return what to keep, over the complete checkpoints that are there."""
         with self._mutex:
-            if self._run.change and self._change_is_whole(self._run.change):
-                self._write_run(change=None)
-                logger.info("the changed keep policy %s is in force", self.policy)
-                self._changed()
-            if self._decision is None:
-                self._decision = self._decide(self._readable())
-            return self._decision
+            self._settle_change()
+            return self.situation.decision
 
     def next_action(self, store: str) -> Action | None:
-        """Return the first thing `store` must do, or `None`.
-
-        A checkpoint whose local files somebody removed is judged as if it were there: its copy
-        in the store may be the only one left.
-        """
+        """Return the first thing `store` must do, or `None`."""
         with self._mutex:
             self._check_open()
-            return next_action(*self._situation(store, self._decision_for(store)))
+            self._settle_change()
+            return self.situation.next_action(store)
 
     def actions(self, store: str) -> list[Action]:
         """Return all that `store` must do, in order."""
         with self._mutex:
-            return plan(*self._situation(store, self._decision_for(store)))
+            self._settle_change()
+            return self.situation.actions(store)
 
     def would_keep(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Return whether the policy has a place for a step that is not saved yet."""
-        with self._mutex:
-            history = [_candidate(r) for r in self._readable() if r.step != step]
-            history.append(Candidate(step, metrics, self._now()))
-            return step in self.policy.keep(sorted(history, key=lambda c: c.step))
+        return self.situation.would_keep(Candidate(step, metrics, self._now()))
 
     def explain(self, step: int) -> str:
         """Return what each policy says of a step, or why it was discarded."""
-        with self._mutex:
-            if reason := self._records[step].discarded:
-                return reason
-            history = {r.step: _candidate(r) for r in self._readable()}
-            if step not in history:
-                history[step] = _candidate(self._records[step])
-            return explain(self.policy, history.values(), step)
+        return self.situation.explain(step)
 
     def evictable(self) -> list[int]:
         """Return the local steps that may go now."""
         with self._mutex:
-            begun = [r.step for r in self._records.values() if r.state == "evicting"]
-            complete = [r.step for r in self._complete()]
-            return begun + evictable(self.decision(), complete, self._leases)
+            self._settle_change()
+            return self.situation.evictable(self._leases)
+
+    def rank(self, alias: str, step: int) -> Rank | None:
+        """Return what ranks a step for an alias, or `None` if nothing does."""
+        return self.situation.rank(alias, step)
+
+    def overview(self, store: str) -> Overview:
+        """Return what a store holds, for people."""
+        with self._mutex:
+            return self.situation.overview(store, self.directory.root.name, self._gone)
 
     @contextmanager
     def reading(self, step: int) -> Iterator[Checkpoint | None]:
@@ -209,41 +193,6 @@ class Ledger:
                 if not self._leases[step]:
                     del self._leases[step]
             self._changed()
-
-    def rank(self, alias: str, step: int) -> Rank | None:
-        """Return what ranks a step for an alias, or `None` if nothing does."""
-        best, record = ranking(self.policy).get(alias), self.record(step)
-        value = best.value(_candidate(record)) if best and record else None
-        return Rank(best.name, best.mode, value) if best and value is not None else None
-
-    def overview(self, store: str) -> Overview:
-        """Return what a store holds, for people."""
-        with self._mutex:
-            decision, view = self.decision(), self._view(store)
-            rows = [
-                Shown(
-                    step=step,
-                    time=record.time,
-                    reason=decision.kept.get(step, ""),
-                    aliases=tuple(n for n, s in view.aliases.items() if s == step),
-                    metrics=record.metrics,
-                    bytes=record.bytes,
-                    ref=record.copies[store].ref,
-                )
-                for step, record in sorted(self._records.items())
-                if step in view.held
-            ]
-            past = {c.step: c for c in [*map(_candidate, self._records.values()), *self._gone]}
-        curves = {
-            best.name: Curve(
-                best.name,
-                best.mode,
-                tuple((s, v) for s in sorted(past) if (v := best.value(past[s])) is not None),
-            )
-            for best in ranking(self.policy).values()
-        }
-        name, policy = self.directory.root.name, str(self.policy)
-        return Overview(name, policy, rows, tuple(curves.values()))
 
     # Facts about local checkpoints
 
@@ -329,7 +278,7 @@ class Ledger:
             CheckpointNotFound: there is no such checkpoint to pin.
         """
         with self._mutex:
-            steps = {r.step for r in self._readable()}
+            steps = set(self.steps())
             if pinned and step not in steps:
                 there = ", ".join(map(str, sorted(steps))) or "none"
                 raise CheckpointNotFound(f"step {step} can not be pinned: the steps are {there}")
@@ -374,7 +323,7 @@ class Ledger:
             record = self._records[step]
             if step not in self._evicted:
                 self.directory.log_evicted(Gone(step, record.time, record.metrics, reason))
-                self._gone.append(_candidate(record))
+                self._gone.append(candidate(record))
                 self._evicted.add(step)
             if record.copies:
                 self._write(replace(record, state="gone", files={}))
@@ -494,55 +443,24 @@ class Ledger:
         """Move a damaged record out of the way; it is made again from what is on disk."""
         logger.error("%s; it is moved to %s", error, self.directory.set_aside(path))
 
-    def _complete(self) -> list[Record]:
-        return [r for r in self._records.values() if r.state == "complete" and not r.lost]
-
-    def _readable(self) -> list[Record]:
-        return [r for r in self._complete() if not r.discarded]
-
-    def _decide(self, records: Collection[Record]) -> Decision:
+    def _settle_change(self) -> None:
+        """Let a changed policy be in force once its first decision is whole."""
         change = self._run.change
-        old = policy_from_json(change.policy) if change else None
-        return decide(self.policy, map(_candidate, records), self._run.pins, old)
-
-    def _decision_for(self, store: str) -> Decision:
-        """Return what to keep, with the steps of which only `store` has a copy."""
-        decision = self.decision()
-        held = self._view(store).held
-        if lost := [r for s, r in self._records.items() if r.lost and s in held]:
-            return self._decide([*self._readable(), *lost])
-        return decision
-
-    def _view(self, store: str) -> View:
-        copies = {s: r.copies[store] for s, r in self._records.items() if store in r.copies}
-        held = frozenset(s for s, c in copies.items() if c.state != "pending")
-        return View(held, self._run.aliases.get(store, {}), frozenset(copies) - held)
-
-    def _situation(self, store: str, decision: Decision) -> _Situation:
-        """Return what the plan of a store depends on."""
-        history = [_candidate(r) for r in self._records.values()]
-        own = narrow(decision, self.policy, self._stores.get(store), history, self._run.pins)
-        readable = {r.step for r in self._readable()}
-        return self.policy, history, own, self._view(store), readable
+        may = change and self._all_here and not self._closed
+        if change and may and self.situation.change_is_whole(change):
+            self._write_run(change=None)
+            logger.info("the changed keep policy %s is in force", self.policy)
+            self._changed()
 
     def _begin_change(self, spec: list[dict[str, Any]]) -> Change | None:
         """Return the change of policy under way: it waits until the first decision is whole."""
         known, old = self._run.change, list(self._run.policy)
-        if not (readable := self._readable()):
+        if not (readable := self.situation.readable):
             return None
         if old == spec:
             return known
         earlier = [leaf for leaf in known.policy if leaf not in old] if known else []
         return Change([*earlier, *old], max(r.step for r in readable))
-
-    def _change_is_whole(self, change: Change) -> bool:
-        """Return whether a newer checkpoint is complete and every store is as newly decided."""
-        readable = self._readable()
-        if self._closed or not self._all_here or all(r.step <= change.since for r in readable):
-            return False
-        new = decide(self.policy, map(_candidate, readable), self._run.pins)
-        plans = [plan(*self._situation(store, new)) for store in self._stores]
-        return all(isinstance(action, Delete) for actions in plans for action in actions)
 
     def _check_open(self) -> None:
         if self._closed:  # a worker that outlived the drain limit
@@ -553,14 +471,14 @@ class Ledger:
             self._check_open()
             self.directory.write_record(record)
             self._records[record.step] = record
-            self._decision = None
+            self._situation = None
 
     def _forget(self, step: int) -> None:
         with self._mutex:
             self._check_open()
             self.directory.remove_record(step)
             self._records.pop(step, None)
-            self._decision = None
+            self._situation = None
 
     def _alias(self, store: str, names: Mapping[str, int]) -> None:
         self._write_run(aliases={**self._run.aliases, store: dict(names)})
@@ -572,8 +490,4 @@ class Ledger:
             if run != self._run:
                 self.directory.write_run(run)
                 self._run = run
-                self._decision = None
-
-
-def _candidate(record: Record) -> Candidate:
-    return Candidate(record.step, record.metrics, record.time)
+                self._situation = None

@@ -303,10 +303,10 @@ class Machine(RuleBasedStateMachine):
             history = [Candidate(r.step, r.metrics, r.time) for r in records.values()]
             # A step whose folder somebody removed counts where a whole copy of it is left: one of
             # other bytes, of a save that was discarded, is no copy of it.
-            held = self.ledger._view(service.name).held
+            held = self.ledger.situation.view(service.name).held
             lost = {s for s, r in records.items() if r.lost} & held
             there = [records[s] for s in {*self.ledger.steps(), *lost}]
-            joint, pins = self.ledger._decide(there), self.ledger._run.pins
+            joint, pins = self.ledger.situation.decide(there), self.ledger.run.pins
             own = narrow(joint, self.policy, service.keep, history, pins)
             stale = {s for n, s in service.aliases.items() if n not in own.aliases}
             assert service.copies.keys() - stale == own.kept.keys() - stale

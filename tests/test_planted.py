@@ -43,6 +43,7 @@ ARTIFACTS = "ckpt_callbacks/artifacts.py"
 REGISTRY = "ckpt_callbacks_mlflow/_registry.py"
 DIRECTORY = "ckpt_callbacks/directory.py"
 LEDGER = "ckpt_callbacks/ledger.py"
+SITUATION = "ckpt_callbacks/situation.py"
 MANIFEST = "ckpt_callbacks/manifest.py"
 PLAN = "ckpt_callbacks/plan.py"
 RECOVERY = "ckpt_callbacks/recovery.py"
@@ -124,7 +125,7 @@ BUGS = [
         "a changed policy evicts all at once",
         ORBAX,
         POLICY_CHANGED,
-        LEDGER,
+        SITUATION,
         "old = policy_from_json(change.policy) if change else None",
         "old = None",
     ),
@@ -132,7 +133,7 @@ BUGS = [
         "a changed policy waits for no store",
         ORBAX,
         POLICY_CHANGED,
-        LEDGER,
+        SITUATION,
         "return all(isinstance(action, Delete) for actions in plans for action in actions)",
         "return True",
     ),
@@ -149,9 +150,9 @@ BUGS = [
         "a local copy goes while a store reads it",
         ORBAX,
         "test_run.py::test_uploads_slower_than_saves_still_move_last_and_pile_up_nothing",
-        LEDGER,
-        "evictable(self.decision(), complete, self._leases)",
-        "evictable(self.decision(), complete, ())",
+        SITUATION,
+        "evictable(self.decision, [r.step for r in self.complete], leased)",
+        "evictable(self.decision, [r.step for r in self.complete], ())",
     ),
     Bug(
         "a local copy goes although it became the best in the meantime",
@@ -190,7 +191,7 @@ BUGS = [
         "an alias moves to a copy that was cut",
         MACHINE,
         ANY_ORDER,
-        LEDGER,
+        SITUATION,
         'held = frozenset(s for s, c in copies.items() if c.state != "pending")',
         "held = frozenset(copies)",
     ),
@@ -284,9 +285,9 @@ BUGS = [
         "a step that was discarded still counts",
         ORBAX,
         "test_resume.py::test_going_back_discards_the_newer_ones_everywhere",
-        LEDGER,
-        "return [r for r in self._complete() if not r.discarded]",
-        "return self._complete()",
+        SITUATION,
+        "return [r for r in self.complete if not r.discarded]",
+        "return self.complete",
     ),
     Bug(
         "a copy whose reply was lost makes a second one",

@@ -120,6 +120,7 @@ class Registry:
                 MODEL_TAG: model.model_id,
                 BEGAN_TAG: str(began),
             },
+            description=f"step {model.tags[STEP_TAG]}",
             await_creation_for=0,
         )
 

@@ -1,0 +1,178 @@
+"""What is known of a run at one moment, and all that follows from it.
+
+Pure: the records, the run file and the policies go in; what to keep, what each store has to do, and
+what to tell people come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ckpt_callbacks.plan import Action, Delete, View, evictable, next_action, plan
+from ckpt_callbacks.policy import Candidate, KeepPolicy
+from ckpt_callbacks.record import Change, Record, RunFile
+from ckpt_callbacks.retention import (
+    Decision,
+    decide,
+    explain,
+    narrow,
+    policy_from_json,
+    ranking,
+    unmeasured,
+)
+from ckpt_callbacks.stores import Curve, Overview, Rank, Shown
+
+__all__ = ["Situation", "candidate"]
+
+_Inputs = tuple[KeepPolicy, list[Candidate], Decision, View, set[int]]
+
+
+def candidate(record: Record) -> Candidate:
+    """Return a record as policies see it."""
+    return Candidate(record.step, record.metrics, record.time)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known of a run; it does not change."""
+
+    records: Mapping[int, Record]
+    run: RunFile
+    policy: KeepPolicy
+    """What to keep; `run.change` says what is to be kept until it is in force."""
+    stores: Mapping[str, KeepPolicy | None]
+    """By name, each with the policy of its own that it may have."""
+
+    @cached_property
+    def complete(self) -> list[Record]:
+        """The complete checkpoints in the directory."""
+        return [r for r in self.records.values() if r.state == "complete" and not r.lost]
+
+    @cached_property
+    def readable(self) -> list[Record]:
+        """Those that count."""
+        return [r for r in self.complete if not r.discarded]
+
+    @cached_property
+    def decision(self) -> Decision:
+        """What to keep, over the complete checkpoints that are there."""
+        return self.decide(self.readable)
+
+    def decide(self, records: Iterable[Record]) -> Decision:
+        """Return what to keep of `records`."""
+        change = self.run.change
+        old = policy_from_json(change.policy) if change else None
+        return decide(self.policy, map(candidate, records), self.run.pins, old)
+
+    def next_action(self, store: str) -> Action | None:
+        """Return the first thing that a store must do, or `None`."""
+        return next_action(*self._inputs(store, self._decision_for(store)))
+
+    def actions(self, store: str) -> list[Action]:
+        """Return all that a store must do, in order."""
+        return plan(*self._inputs(store, self._decision_for(store)))
+
+    def evictable(self, leased: Collection[int]) -> list[int]:
+        """Return the local steps that may go now; those that are `leased` are being read."""
+        begun = [r.step for r in self.records.values() if r.state == "evicting"]
+        return begun + evictable(self.decision, [r.step for r in self.complete], leased)
+
+    def leaving(self) -> dict[int, str]:
+        """Return the steps that go once a changed policy is in force, and what it says of each."""
+        if not self.run.change:
+            return {}
+        kept = self._new_decision().kept
+        return {s: self.explain(s) for s in self.decision.kept if s not in kept}
+
+    def change_is_whole(self, change: Change) -> bool:
+        """Return whether a newer checkpoint is complete and every store is as newly decided."""
+        if all(r.step <= change.since for r in self.readable):
+            return False
+        new = self._new_decision()
+        plans = [plan(*self._inputs(store, new)) for store in self.stores]
+        return all(isinstance(action, Delete) for actions in plans for action in actions)
+
+    def would_keep(self, new: Candidate) -> bool:
+        """Return whether the policy has a place for a step that is not saved yet."""
+        history = [candidate(r) for r in self.readable if r.step != new.step]
+        return new.step in self.policy.keep(sorted([*history, new], key=lambda c: c.step))
+
+    def unmeasured(self) -> list[int]:
+        """Return the complete steps that lack a metric which the policy ranks by."""
+        return unmeasured(self.policy, map(candidate, self.readable))
+
+    def explain(self, step: int) -> str:
+        """Return what each policy says of a step, or why it was discarded."""
+        if reason := self.records[step].discarded:
+            return reason
+        history = {r.step: candidate(r) for r in [self.records[step], *self.readable]}
+        return explain(self.policy, history.values(), step)
+
+    def rank(self, alias: str, step: int) -> Rank | None:
+        """Return what ranks a step for an alias, or `None` if nothing does."""
+        best, record = ranking(self.policy).get(alias), self.records.get(step)
+        value = best.value(candidate(record)) if best and record else None
+        return Rank(best.name, best.mode, value) if best and value is not None else None
+
+    def view(self, store: str) -> View:
+        """Return what a store holds."""
+        copies = {s: r.copies[store] for s, r in self.records.items() if store in r.copies}
+        held = frozenset(s for s, c in copies.items() if c.state != "pending")
+        return View(held, self.run.aliases.get(store, {}), frozenset(copies) - held)
+
+    def overview(self, store: str, name: str, gone: Sequence[Candidate]) -> Overview:
+        """Return what a store holds, for people.
+
+        Args:
+            store: by name.
+            name: of the run.
+            gone: the checkpoints that were evicted.
+        """
+        decision, view = self._decision_for(store), self.view(store)
+        rows = [
+            Shown(
+                step=step,
+                time=record.time,
+                reason=decision.kept.get(step, ""),
+                aliases=tuple(n for n, s in view.aliases.items() if s == step),
+                metrics=record.metrics,
+                bytes=record.bytes,
+                ref=record.copies[store].ref,
+            )
+            for step, record in sorted(self.records.items())
+            if step in view.held
+        ]
+        past = {c.step: c for c in [*gone, *map(candidate, self.records.values())]}
+        curves = {
+            best.name: Curve(
+                best.name,
+                best.mode,
+                tuple((s, v) for s in sorted(past) if (v := best.value(past[s])) is not None),
+            )
+            for best in ranking(self.policy).values()
+        }
+        return Overview(name, str(self.policy), rows, tuple(curves.values()))
+
+    def _new_decision(self) -> Decision:
+        """Return what to keep once the changed policy is in force."""
+        return decide(self.policy, map(candidate, self.readable), self.run.pins)
+
+    def _decision_for(self, store: str) -> Decision:
+        """Return what to keep, with the steps of which only `store` has a copy.
+
+        A checkpoint whose local files somebody removed is judged as if it were there: its copy
+        in the store may be the only one left.
+        """
+        held = self.view(store).held
+        if lost := [r for s, r in self.records.items() if r.lost and s in held]:
+            return self.decide([*self.readable, *lost])
+        return self.decision
+
+    def _inputs(self, store: str, decision: Decision) -> _Inputs:
+        """Return what the plan of a store depends on."""
+        history = [candidate(r) for r in self.records.values()]
+        own = narrow(decision, self.policy, self.stores.get(store), history, self.run.pins)
+        readable = {r.step for r in self.readable}
+        return self.policy, history, own, self.view(store), readable
