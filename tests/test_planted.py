@@ -292,7 +292,7 @@ BUGS = [
     Bug(
         "a copy whose reply was lost makes a second one",
         CONTRACT,
-        "test_mlflow.py::TestUnregistered::test_putting_twice_leaves_one_copy",
+        "test_mlflow_registry.py::test_a_model_that_was_made_twice_is_one_again",
         "ckpt_callbacks_mlflow/_models.py",
         "model = found or self._create(checkpoint)",
         "model = self._create(checkpoint)",
