@@ -268,6 +268,17 @@ def test_a_run_goes_on_from_mlflow_on_an_empty_disk(tmp_path: Path) -> None:
     assert [m.step for m in history] == [0, 1, 2, 3, 4, 5]
 
 
+def test_steps_that_are_taken_again_on_another_disk_are_logged_once(tmp_path: Path) -> None:
+    trained(tmp_path)
+    before = run_id(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "gone")
+
+    train(callbacks_in(tmp_path / "run", tracker(tmp_path)), 6, resume="mlflow:/digits@best")
+
+    history = client(tmp_path).get_metric_history(before, "loss")
+    assert [m.step for m in history] == [0, 1, 2, 3, 4, 5]
+
+
 def registered(folder: Path) -> list[Any]:
     return list(client(folder).search_model_versions("name = 'digits'"))
 

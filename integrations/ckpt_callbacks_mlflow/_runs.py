@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["existing", "find_or_create_experiment", "find_or_create_run", "log_params"]
+__all__ = ["existing", "find_or_create_experiment", "find_or_create_run", "log_params", "logged"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -74,6 +74,15 @@ def find_or_create_experiment(
     if found.lifecycle_stage != "active":
         raise ConfigError(f"the MLflow experiment {name!r} is deleted: restore it")
     return str(found.experiment_id)
+
+
+def logged(client: MlflowClient, run: Run) -> dict[str, int]:
+    """Return the last step of which a run has each metric, checkpoints' own left out."""
+    return {
+        key: max(m.step for m in client.get_metric_history(run.info.run_id, key))
+        for key in run.data.metrics
+        if not key.startswith("checkpoint/")
+    }
 
 
 def log_params(

@@ -37,6 +37,7 @@ from ckpt_callbacks_mlflow._runs import (
     find_or_create_experiment,
     find_or_create_run,
     log_params,
+    logged,
 )
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class MLflowTracker(Tracker):
         self._models: Models
         self._registry: Registry | None = None
         self._not_finite: dict[str, str] = {}
+        self._logged: dict[str, int] = {}
 
     def settings(self) -> Mapping[str, Any] | None:
         uri = self._uri or self._tracking_uri
@@ -272,7 +274,7 @@ class MLflowTracker(Tracker):
             metrics=[
                 Metric(key, value, int(point.time * 1000), point.step)
                 for point, key, value in values
-                if not math.isinf(value)
+                if not math.isinf(value) and point.step > self._logged.get(key, -1)
             ],
         )
 
@@ -323,6 +325,10 @@ class MLflowTracker(Tracker):
             name = self._run_name or info.name
             self._run = find_or_create_run(self._client, experiment, info.run_id, name)
         self._home = home or self._run
+        # A directory that took over a run does not know how far its metrics were logged, and MLflow
+        # can not take one back.
+        taken_over = not self._adopted and not info.remembered
+        self._logged = logged(self._client, self._run) if taken_over else {}
         if self._run.info.lifecycle_stage != "active":
             raise ConfigError(
                 f"the MLflow run {self._run.info.run_id} is deleted: restore it, or use another "
