@@ -127,6 +127,15 @@ def test_points_that_come_again_after_a_kill_are_logged_once(tmp_path: Path) -> 
     assert [r["loss"] for r in wandb_log.history(tmp_path / "logs")] == [0, 1, 2, 3, 4]
 
 
+def test_two_points_of_one_step_are_both_logged(tmp_path: Path) -> None:
+    """Such as two samples of the machine, or two evaluations."""
+    store = opened(tmp_path)
+    store.log_metrics([MetricPoint(3, 1.0, {"loss": 1.0}), MetricPoint(3, 2.0, {"loss": 2.0})])
+    store.close("finished")
+
+    assert [row["loss"] for row in wandb_log.history(tmp_path / "logs")] == [1.0, 2.0]
+
+
 def test_what_did_not_reach_the_log_is_not_listed(tmp_path: Path) -> None:
     """As after a kill just before W&B wrote: the files are held, but nothing will send them."""
     store = opened(tmp_path)

@@ -200,9 +200,9 @@ class WandbTracker(Tracker):
         shutil.rmtree(self._held / str(step), ignore_errors=True)
 
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
-        rows = 0
+        rows, before = 0, frozenset(self._logged)
         for point in points:
-            new = {k: v for k, v in point.values.items() if (point.step, k) not in self._logged}
+            new = {k: v for k, v in point.values.items() if (point.step, k) not in before}
             if new:
                 self._run.log({STEP_KEY: point.step, **new})
                 # Until they have arrived: if that takes too long, the same points come again.
