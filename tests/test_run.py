@@ -159,6 +159,18 @@ def test_what_changes_after_on_step_is_not_what_is_saved(tmp_path: Path) -> None
     assert restored["b"]["n"].min() == 1
 
 
+def test_a_state_with_a_python_bool_comes_back(tmp_path: Path) -> None:
+    """Orbax can not tell what is in an item with one, before it is read."""
+    state = {**new_state(1.0), "flags": {"done": True, "n": 3}}
+    with callbacks_in(tmp_path / "run").run(state) as run:
+        run.on_step(0, state)
+
+    like = {**new_state(), "flags": {"done": False, "n": 0}}
+    assert cc.restore(tmp_path / "run", like=like)["flags"] == {"done": True, "n": 3}
+    with pytest.raises(cc.StateMismatch, match="flags: not in the state"):
+        cc.restore(tmp_path / "run", like=new_state())
+
+
 def test_a_save_that_fails_is_one_event_and_training_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
