@@ -1,27 +1,31 @@
 """Checkpoints that are named by where a tracker has them, such as `mlflow:/digits@best`.
 
 The part before the colon names an entry point in the group `ckpt_callbacks.addresses`: a function
-`fetch(address, into, only)` that copies the checkpoint's files into an empty folder and returns its
-record, which it has from the tracker too. So a machine with an empty disk can read a checkpoint,
-verify it, and go on with its run.
+`fetch(address, into, *, only, tracker, go_on)`, as the one below, that copies the checkpoint's
+files into an empty folder and returns its record, which it has from the tracker too. So a machine
+with an empty disk can read a checkpoint, verify it, and go on with its run.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.manifest import seal, verify
 from ckpt_callbacks.policy import KeepPolicy, Resume
 from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.retention import policy_to_json
+from ckpt_callbacks.stores import Store, redact
 
 __all__ = ["GROUP", "fetch", "is_address", "take_over"]
+
+logger = logging.getLogger("ckpt_callbacks")
 
 GROUP = "ckpt_callbacks.addresses"
 
@@ -31,17 +35,27 @@ def is_address(source: object) -> bool:
     return isinstance(source, str) and re.match(r"[a-z][a-z0-9_-]+:", source) is not None
 
 
-def fetch(address: str, into: Path, only: Collection[str] | None = None) -> Record:
+def fetch(
+    address: str,
+    into: Path,
+    *,
+    only: Collection[str] | None = None,
+    tracker: Store | None = None,
+    go_on: bool = False,
+) -> Record:
     """Copy the files of a checkpoint into the empty folder `into`, and return its record.
 
     Args:
         address: as the tracker's package says, with its name in front.
         into: an empty folder.
         only: the items to fetch; all that the tracker has if not given.
+        tracker: the one of the run that has this name, if there is one: its server is asked.
+        go_on: whether the checkpoint's run is to go on from it.
 
     Raises:
         ConfigError: nothing that is installed understands the address.
         CheckpointNotFound: there is no such checkpoint, or it has no such item.
+        UsageError: its run is to go on, but has newer checkpoints.
     """
     from importlib.metadata import entry_points
 
@@ -52,11 +66,17 @@ def fetch(address: str, into: Path, only: Collection[str] | None = None) -> Reco
             f"{address!r} is no address that is understood here: it begins with none of "
             f"{', '.join(f'{name}:' for name in sorted(known)) or 'the installed trackers'}"
         )
-    record: Record = known[scheme].load()(address, into, only)
+    function = known[scheme].load()
+    try:
+        record: Record = function(address, into, only=only, tracker=tracker, go_on=go_on)
+    except OSError as error:  # of the network, or of this machine's disk
+        raise CheckpointNotFound(f"{address} can not be fetched: {redact(str(error))}") from None
     return record
 
 
-def take_over(directory: RunDirectory, resume: Resume, keep: KeepPolicy) -> Resume:
+def take_over(
+    directory: RunDirectory, resume: Resume, keep: KeepPolicy, stores: Sequence[Store]
+) -> Resume:
     """Let a directory that holds no run go on with the run of a checkpoint in a tracker.
 
     That is if `resume` is the address of one. The directory takes the run's id, so that its
@@ -67,8 +87,8 @@ def take_over(directory: RunDirectory, resume: Resume, keep: KeepPolicy) -> Resu
         What to go on from in the directory.
 
     Raises:
-        ConfigError, CheckpointNotFound: as `fetch` has it; or the directory holds checkpoints of
-            somebody else.
+        ConfigError, CheckpointNotFound, UsageError: as `fetch` has it; or the directory holds
+            checkpoints of somebody else.
         CorruptCheckpoint: a file is damaged, or was not sent.
     """
     if not isinstance(resume, str) or not is_address(resume):
@@ -84,7 +104,8 @@ def take_over(directory: RunDirectory, resume: Resume, keep: KeepPolicy) -> Resu
     into = directory.trash / "taken-over"
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
-    record = fetch(resume, into)
+    tracker = next((s for s in stores if resume.startswith(f"{s.name}:")), None)
+    record = fetch(resume, into, tracker=tracker, go_on=True)
     verify(into, record.files)
     seal(into)
     directory.write_record(replace(record, copies={}, lost=False))
@@ -92,4 +113,7 @@ def take_over(directory: RunDirectory, resume: Resume, keep: KeepPolicy) -> Resu
     into.rename(directory.path(record.step))
     # Last: until it is there, the next start does all of this again.
     directory.write_run(RunFile(record.owner, policy_to_json(keep)))
+    logger.warning(
+        "%s is new: the run of %s goes on there, after step %d", directory.root, resume, record.step
+    )
     return "last"

@@ -71,6 +71,7 @@ def _problem(name: object) -> str:
         (not all(parts), "has an empty part"),
         ({".", ".."} & set(parts), "has a part '.' or '..'"),
         ("\\" in name or not name.isprintable(), "has a backslash or is not printable"),
+        (set("#?%") & set(name), "has one of '#', '?' and '%', which URLs have other uses for"),
         (longest > _LONGEST_PART, f"has a part of more than {_LONGEST_PART} bytes"),
         (parts[0] == _OURS, f"is in {_OURS}/, where the checkpoints are"),
     )
@@ -140,15 +141,10 @@ class Spool:
         with self._mutex:
             self._lacking[Artifact(name, self._folder / number / copy)] = set(self._trackers)
 
-    def next(self, tracker: str) -> Artifact | None:
-        """Return the first file that a tracker lacks, or `None`."""
+    def lacking(self, tracker: str) -> list[Artifact]:
+        """Return the files that a tracker lacks, in order."""
         with self._mutex:
-            return next((a for a, lacking in self._lacking.items() if tracker in lacking), None)
-
-    def count(self, tracker: str) -> int:
-        """Return how many files a tracker lacks."""
-        with self._mutex:
-            return sum(tracker in lacking for lacking in self._lacking.values())
+            return [a for a, lacking in self._lacking.items() if tracker in lacking]
 
     def sent(self, tracker: str, artifact: Artifact) -> None:
         """A tracker has a file; once all of them have it, the copy goes."""

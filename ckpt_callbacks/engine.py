@@ -102,9 +102,9 @@ class Engine:
             directory.acquire(brief=not training)
         self._exit.callback(directory.release)
         with _naming(directory), self._exit:
+            resume = take_over(directory, resume, keep, stores)
             for store in stores if training else ():
                 store.entered()
-            resume = take_over(directory, resume, keep)
             policies = {store.name: store.keep for store in stores}
             known = directory.read_run()
             all_here = training or known is None or known.stores.keys() <= policies.keys()
@@ -268,7 +268,7 @@ class Engine:
         if isinstance(store, Tracker):
             with suppress(OSError):  # somebody removed the file
                 lacking += _counted(self._log.unsent_values(store.name), "metric value")
-            lacking += _counted(self._files.count(store.name), "file")
+            lacking += _counted(len(self._files.lacking(store.name)), "file")
         return ", ".join(lacking) or "the end of the run"
 
 

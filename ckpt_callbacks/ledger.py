@@ -24,7 +24,7 @@ from ckpt_callbacks.policy import Candidate, KeepPolicy
 from ckpt_callbacks.record import Change, Copy, File, Gone, Record, RunFile, record_to_json
 from ckpt_callbacks.retention import Decision, policy_to_json
 from ckpt_callbacks.situation import Situation, candidate
-from ckpt_callbacks.stores import Checkpoint, Listing, Overview, Rank
+from ckpt_callbacks.stores import Checkpoint, Known, Listing, Overview, Rank
 
 __all__ = ["Ledger"]
 
@@ -185,6 +185,7 @@ class Ledger:
                 files=record.files,
                 digest=tree_digest(record.files),
                 reason=self.decision().kept.get(step, ""),
+                time=record.time,
                 manifest=record_to_json(replace(record, copies={})),
             )
         finally:
@@ -372,17 +373,8 @@ class Ledger:
         """
         with self._mutex:
             for step, copy in listing.copies.items():
-                record = self._records.get(step)
-                metrics = listing.metrics.get(step, {})
-                if record is None and any(step == gone.step for gone in self._gone):
-                    record = Record(step, "gone", self.run_id, 0.0)  # the copy stayed behind
-                elif record is None:
-                    # From another disk, which this directory took over: judged as if it were here.
-                    record = Record(step, "complete", self.run_id, 0.0, lost=True)
-                if store not in record.copies:
-                    copies = {**record.copies, store: copy}
-                    metrics = {**metrics, **record.metrics}
-                    self._write(replace(record, copies=copies, metrics=metrics))
+                if store not in (self._records[step].copies if step in self._records else ()):
+                    self._found(store, step, copy, listing.known.get(step))
             known = self._run.aliases.get(store, {})
             names = dict(listing.aliases) if listing.exact else {**known, **listing.aliases}
             if listing.exact:
@@ -393,6 +385,21 @@ class Ledger:
             if names != known:
                 self._alias(store, names)
         self._changed()
+
+    def _found(self, store: str, step: int, copy: Copy, known: Known | None) -> None:
+        """Take in a copy that no record knows."""
+        record = self._records.get(step)
+        if record is None and (known is None or any(step == gone.step for gone in self._gone)):
+            record = Record(step, "gone", self.run_id, 0.0)  # it stayed behind
+        elif record is None and known:
+            # From another disk, whose run goes on here: judged as if it were here.
+            record = Record(step, "complete", self.run_id, known.time, known.metrics, lost=True)
+            if known.pinned:
+                self._write_run(pins=self._run.pins | {step})
+        elif record and record.files and known and tree_digest(record.files) != known.digest:
+            copy = replace(copy, state="pending")  # of other bytes: it is to be replaced
+        if record:
+            self._write(replace(record, copies={**record.copies, store: copy}))
 
     def publishing(self, store: str, step: int) -> None:
         """A copy is about to be made; cut, it leaves a part that has to go or be completed."""

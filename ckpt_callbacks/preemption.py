@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = ["Preemption"]
 
@@ -27,6 +27,8 @@ class Preemption:
         noticed: called once, within the signal handler.
     """
 
+    _live: ClassVar[set[Preemption]] = set()
+    """Those of this process that listen."""
     _told = False
     """Whether this process was told: a run that is entered later stops at once, too."""
 
@@ -57,12 +59,14 @@ class Preemption:
             return
         if signal.getsignal(signal.SIGTERM) is not None:
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+            Preemption._live.add(self)
 
     def stop(self) -> None:
         """Put back the handler that was there."""
         if self._timer:
             self._timer.cancel()
         self._stopped = True
+        Preemption._live.discard(self)
         if self._previous is not None and self._is_on_top():
             signal.signal(signal.SIGTERM, self._previous)
 
@@ -93,11 +97,11 @@ class Preemption:
     def _on_signal(self, number: int, frame: Any) -> None:
         previous = self._previous
         if self._stopped:  # it is still here, since a run that was left later had it below
-            if self._is_on_top():
+            if callable(previous) and not self._is_on_top():
+                previous(number, frame)
+            elif self._is_on_top() or not Preemption._live:  # else that one sees to it
                 signal.signal(number, previous)
                 os.kill(os.getpid(), number)
-            elif callable(previous):
-                previous(number, frame)
             return
         if self.notice or os.getpid() != self._pid:  # a forked child is not told, but ended
             self.stop()

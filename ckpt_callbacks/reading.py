@@ -137,7 +137,7 @@ def _from_tracker(address: str, like: S, only: Collection[str] | None, *, verify
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkpoint"
         copy.mkdir()
-        record = fetch(address, copy, only)
+        record = fetch(address, copy, only=only)
         items = orbax_io.item_names(copy)  # maybe fewer than were saved
         if verify:
             check_files(copy, record.files, items)

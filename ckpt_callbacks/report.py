@@ -185,8 +185,12 @@ def _decide(run: RunFile, policy: KeepPolicy, history: list[Candidate]) -> Decis
 
 
 def _history(directory: RunDirectory, records: Mapping[int, Record]) -> list[Candidate]:
-    there = filter(directory.is_readable, records.values())
-    return [Candidate(r.step, r.metrics, r.time) for r in there]
+    """Return the checkpoints that are judged: those that are here, or in a store alone."""
+    return [
+        Candidate(r.step, r.metrics, r.time)
+        for r in records.values()
+        if directory.is_readable(r) or (r.lost and not r.discarded and r.copies)
+    ]
 
 
 def size(count: int) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "Copy",
     "Curve",
     "File",
+    "Known",
     "Listing",
     "MetricPoint",
     "Overview",
@@ -83,6 +84,8 @@ class Checkpoint:
     """Digest of the list of files; equal for equal checkpoints."""
     reason: str
     """Why it is kept, such as `best #1, latest #2`."""
+    time: float = 0.0
+    """Start of its save, seconds since the epoch."""
     manifest: str = ""
     """Its record as JSON text (`record.record_from_json` reads it). Kept beside the files, it lets
     a machine with an empty disk verify them."""
@@ -94,6 +97,19 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What a service knows of a copy beside its files."""
+
+    digest: str
+    """As `Checkpoint.digest`."""
+    time: float
+    """Start of its save, seconds since the epoch."""
+    metrics: Mapping[str, float]
+    """Finite ones only."""
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """What a store holds of one run, complete copies only."""
 
@@ -101,8 +117,8 @@ class Listing:
     aliases: Mapping[str, int]
     exact: bool = False
     """Whether what is not listed is certainly not there; a service's listing may lag."""
-    metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    """The finite metrics of copies, by step, where the service has them."""
+    known: Mapping[int, Known] = field(default_factory=dict)
+    """What the service knows of the copies, by step, for a directory that has no record of them."""
 
 
 @dataclass(frozen=True, slots=True)

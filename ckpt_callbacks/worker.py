@@ -7,15 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from ckpt_callbacks.artifacts import Spool
+from ckpt_callbacks.artifacts import Artifact, Spool
 from ckpt_callbacks.events import Evicted, Mirrored, MirrorFailed, Promoted
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
 from ckpt_callbacks.plan import Action, Alias, Delete, Publish
+from ckpt_callbacks.situation import Situation
 from ckpt_callbacks.stores import Overview, RunInfo, Store, Tracker, redact
 
 __all__ = ["Worker"]
@@ -26,8 +28,9 @@ FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 """Seconds between attempts: doubled from the first up to the longest."""
 
 
-_ALWAYS = ("log metrics", "log files", "plan", "show", "close")
-"""What is tried until it works; anything else may drop out of the plan."""
+_ALWAYS = ("log metrics", "plan", "show", "close")
+_LOG_FILE = "log file "
+"""These, and what begins so, are tried until they work; all else may drop out of the plan."""
 
 _LONGEST_TEXT = 500
 """Characters of an error that are told."""
@@ -82,6 +85,7 @@ class Worker:
         self._status = ""
         self._opened = False
         self._shown: Overview | None = None
+        self._seen: Situation | None = None
         self._failures: dict[str, _Failure] = {}
         self._before = _threads.get(id(store))
         self._thread = threading.Thread(target=self._run, name=f"ckpt-{store.name}", daemon=True)
@@ -146,19 +150,23 @@ class Worker:
         # What a store refuses of one kind holds back nothing of another.
         logged = self._try("log metrics", self._log_metrics)
         if not self._abandoned.is_set():
-            logged = self._try("log files", self._log_file) or logged
+            logged = self._log_file() or logged
         if self._abandoned.is_set():
             return False
         # A policy may be the user's own function, and raise.
         action = self._try("plan", lambda: self._ledger.next_action(self.store.name))
-        for known in [k for k in self._failures if k not in (*_ALWAYS, str(action))]:
+        for known in self._planned() - {str(action)}:
             del self._failures[known]
         acted = action and self._try(str(action), lambda: self._perform(action))
         if logged or acted is not None or self._abandoned.is_set():
             return True
-        if not self._failures.keys() - _ALWAYS and "plan" not in self._failures:
+        if not self._planned() and "plan" not in self._failures:
             self._try("show", self._show)
         return False
+
+    def _planned(self) -> set[str]:
+        """Return those actions of the plan that have failed."""
+        return {k for k in self._failures if k not in _ALWAYS and not k.startswith(_LOG_FILE)}
 
     def _try(self, what: str, call: Callable[[], T]) -> T | None:
         """Return what `call` does, or `None` if it failed, lately or now; told once.
@@ -225,21 +233,37 @@ class Worker:
         return bool(points)
 
     def _log_file(self) -> bool:
-        """Send the next file; return whether there was one."""
+        """Send the next file that the tracker lacks; return whether one was sent."""
         if not isinstance(self.store, Tracker):
             return False
-        if artifact := self._files.next(self.store.name):
-            self.store.log_artifact(artifact.path, artifact.name)
-            hit("artifact-sent")
-            self._files.sent(self.store.name, artifact)
-        return artifact is not None
+        waiting: set[str] = set()
+        for artifact in self._files.lacking(self.store.name):
+            what = f"{_LOG_FILE}{artifact.name!r}"
+            before = self._failures.get(what)
+            # One that is refused, maybe for good, holds back none but the later ones of its name.
+            if artifact.name not in waiting:
+                if self._try(what, partial(self._send, self.store, artifact)):
+                    return True
+                if self._failures.get(what) is not before:
+                    return False  # just now; the others have to wait for the next round
+            waiting.add(artifact.name)
+        return False
+
+    def _send(self, tracker: Tracker, artifact: Artifact) -> bool:
+        tracker.log_artifact(artifact.path, artifact.name)
+        hit("artifact-sent")
+        self._files.sent(tracker.name, artifact)
+        return True
 
     def _show(self) -> bool:
         """Show people what the store holds, if it is not what they were shown last."""
-        overview = self._ledger.overview(self.store.name)
-        if overview != self._shown:
-            self.store.show(overview)
-            self._shown = overview
+        situation = self._ledger.situation
+        if situation is not self._seen:
+            overview = self._ledger.overview(self.store.name)
+            if overview != self._shown:
+                self.store.show(overview)
+                self._shown = overview
+            self._seen = situation
         return True
 
     def _perform(self, action: Action) -> bool:

@@ -154,6 +154,23 @@ def refusing(*refused: str) -> Any:
     return before
 
 
+def test_a_file_that_is_refused_for_good_holds_back_no_other_file(tmp_path: Path) -> None:
+    class Picky(MemoryStore):
+        def log_artifact(self, path: Path, name: str) -> None:
+            if path.read_text() == "bad":
+                raise ValueError("not this one")
+            super().log_artifact(path, name)
+
+    store = Picky()
+    with short(tmp_path / "run", store) as run:
+        for content, name in (("bad", "a"), ("later", "a"), ("good", "b"), ("good", "c")):
+            (tmp_path / "file").write_text(content)
+            run.log_artifact(tmp_path / "file", name)
+
+    # A later one of the same name waits, else it would be replaced by the earlier one.
+    assert store.files == {"b": b"good", "c": b"good"}
+
+
 def test_a_file_that_is_refused_holds_back_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,7 +185,10 @@ def test_a_file_that_is_refused_holds_back_nothing_else(
     assert store.aliases == {"last": 2}
     assert [p.step for p in store.points] == [0, 1, 2]
     assert len(recorder.of(cc.MirrorFailed)) == 1, "it is told once"
-    assert "Memory: could not log files: ConnectionError: no log_artifact today" in caplog.text
+    assert (
+        "Memory: could not log file 'plot.svg': ConnectionError: no log_artifact today"
+        in caplog.text
+    )
     (ended,) = recorder.of(cc.RunEnded)
     assert ended.unsent == {"memory": "1 file (ConnectionError: no log_artifact today)"}  # type: ignore[attr-defined]
 
@@ -293,7 +313,7 @@ def test_at_the_failpoints_a_copy_is_whole_or_does_not_count(tmp_path: Path) -> 
     counted: dict[str, int] = {}
 
     def look(point: str) -> None:
-        counted[point] = Spool(tmp_path / "other", ["one"]).count("one")
+        counted[point] = len(Spool(tmp_path / "other", ["one"]).lacking("one"))
         there = [p for p in (tmp_path / "artifacts").iterdir() if p.name.isdecimal()]
         counted[point] = len(there)
         assert all((p / "file" / "a.txt").read_text() == "text" for p in there)
@@ -301,8 +321,7 @@ def test_at_the_failpoints_a_copy_is_whole_or_does_not_count(tmp_path: Path) -> 
     failpoints.arm(look)
     try:
         spool.add(path, "a.txt")
-        artifact = spool.next("one")
-        assert artifact
+        (artifact,) = spool.lacking("one")
         spool.sent("one", artifact)
     finally:
         failpoints.arm(None)
@@ -325,7 +344,7 @@ spool = Spool(root / "artifacts", ["one", "two"])
 for name in ("a", "b", "c"):
     (root / name).write_text(name)
     spool.add(root / name, f"{name}/{name}")
-spool.sent("one", spool.next("one"))
+spool.sent("one", spool.lacking("one")[0])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -340,7 +359,7 @@ def test_after_a_kill_each_tracker_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not (tmp_path / "artifacts" / ".00000009.new").exists()
     found: dict[str, list[tuple[str, str]]] = {"one": [], "two": []}
     for tracker, sent in found.items():
-        while artifact := spool.next(tracker):
+        for artifact in spool.lacking(tracker):
             sent.append((artifact.name, artifact.path.read_text()))
             spool.sent(tracker, artifact)
     assert found == {
@@ -356,7 +375,7 @@ def test_what_was_sent_everywhere_just_before_a_kill_goes(tmp_path: Path) -> Non
     spool.add(tmp_path / "a", "a")
     (tmp_path / "artifacts" / "00000001" / "sent-one").touch()
 
-    assert Spool(tmp_path / "artifacts", ["one"]).next("one") is None
+    assert not Spool(tmp_path / "artifacts", ["one"]).lacking("one")
     assert not list((tmp_path / "artifacts").iterdir())
 
 
@@ -373,7 +392,7 @@ def test_a_damaged_one_is_left_alone_and_told(
     again = Spool(tmp_path / "artifacts", ["one"])
     again.add(tmp_path / "a", "a")
 
-    assert again.count("one") == 2
+    assert len(again.lacking("one")) == 2
     assert "00000001 can not be read and is left alone" in caplog.text
     assert "00000002 can not be read and is left alone: its format is 2" in caplog.text
     assert len(list((tmp_path / "artifacts").iterdir())) == 4
@@ -383,11 +402,10 @@ def test_a_worker_that_outlived_its_run_notes_nothing(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "artifacts", ["one"])
     (tmp_path / "a").write_text("text")
     spool.add(tmp_path / "a", "a")
-    artifact = spool.next("one")
-    assert artifact
+    (artifact,) = spool.lacking("one")
     spool.close()
 
     with pytest.raises(cc.UsageError, match="the run has ended"):
         spool.sent("one", artifact)
 
-    assert Spool(tmp_path / "artifacts", ["one"]).count("one") == 1
+    assert len(Spool(tmp_path / "artifacts", ["one"]).lacking("one")) == 1

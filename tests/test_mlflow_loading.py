@@ -1,6 +1,8 @@
 """What is in MLflow, brought back: by address, by MLflow itself, and for a run on an empty disk."""
 
+import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from flax import nnx
 
 import ckpt_callbacks as cc
+from ckpt_callbacks.manifest import seal, tree_digest
+from ckpt_callbacks.record import record_from_json, record_to_json
 from ckpt_callbacks.testing import make_checkpoint
 from ckpt_callbacks_mlflow import MLflowTracker
 from ckpt_callbacks_mlflow.flavor import Loaded
@@ -148,8 +152,6 @@ def test_weights_that_have_no_such_name_are_told(tmp_path: Path) -> None:
     files = {name.replace("model/", "net/"): file for name, file in checkpoint.files.items()}
     store = opened(tmp_path, tracker(tmp_path, send="weights"))
 
-    from dataclasses import replace
-
     with pytest.raises(cc.ConfigError, match="the items of the checkpoint are net"):
         store.put(replace(checkpoint, files=files), [])
 
@@ -273,10 +275,96 @@ def test_steps_that_are_taken_again_on_another_disk_are_logged_once(tmp_path: Pa
     before = run_id(tmp_path)
     (tmp_path / "run").rename(tmp_path / "gone")
 
-    train(callbacks_in(tmp_path / "run", tracker(tmp_path)), 6, resume="mlflow:/digits@best")
+    callbacks = callbacks_in(tmp_path / "run", tracker(tmp_path), every=10)
+    train(callbacks, 6, resume="mlflow:/digits@last")
 
     history = client(tmp_path).get_metric_history(before, "loss")
     assert [m.step for m in history] == [0, 1, 2, 3, 4, 5]
+
+
+def test_only_the_newest_checkpoint_can_be_gone_on_from_on_another_disk(tmp_path: Path) -> None:
+    trained(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "gone")
+
+    newest = f"A run can only go on from its newest one, mlflow:/runs/{run_id(tmp_path)}/3"
+    with pytest.raises(cc.UsageError, match=newest):
+        train(callbacks_in(tmp_path / "run"), 6, resume="mlflow:/digits@best")
+
+
+def test_what_was_pinned_or_measured_again_on_another_disk_is_known_here(tmp_path: Path) -> None:
+    keep = cc.LatestN(2) | cc.BestN(1, "score", mode="max")
+    root = tmp_path / "run"
+    train(callbacks_in(root, tracker(tmp_path), keep=keep), 2, {0: 0.5, 1: 0.9})
+    many = {f"metric {n}": float(n) for n in range(400)}
+    assert cc.report_metrics(root, 1, {"score": 0.1, **many})
+    assert cc.pin(root, 0)
+    saved = cc.find(root, 0).time
+    train(callbacks_in(root, tracker(tmp_path), keep=keep), 5)
+    root.rename(tmp_path / "gone")
+
+    callbacks = callbacks_in(root, tracker(tmp_path), keep=keep)
+    train(callbacks, 6, resume="mlflow:/digits@last")
+
+    known = {row.step: row for row in cc.checkpoints(root)}
+    assert known.keys() == {0, 4, 5}
+    assert "pinned" in known[0].reason
+    assert known[0].metrics == {"score": 0.5}
+    assert known[0].time == saved
+    assert models(tmp_path).keys() == {0, 4, 5}
+
+
+def test_a_copy_of_other_bytes_on_the_server_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listing comes when the step was already saved again."""
+    trained(tmp_path)
+    records = tmp_path / "run" / ".ckpt_callbacks" / "records"
+    record = record_from_json((records / "3.json").read_text(), "3.json")
+    path = tmp_path / "run" / "3"
+    own_copy(path / "_CHECKPOINT_METADATA").write_text("{}")
+    files = seal(path)
+    text = record_to_json(replace(record, files=files, copies={}))
+    (records / "3.json").write_text(text)
+
+    train(callbacks_in(tmp_path / "run", tracker(tmp_path)), 4)
+
+    assert models(tmp_path)[3].params["digest"] == tree_digest(files)
+
+
+def test_the_server_of_the_tracker_is_asked(tmp_path: Path) -> None:
+    trained(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "gone")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
+
+    state = train(
+        callbacks_in(tmp_path / "run", tracker(tmp_path)), 5, resume="mlflow:/digits@last"
+    )
+
+    assert float(state["model"]["w"][0, 0]) == 5.0
+    with pytest.raises(cc.CheckpointNotFound, match=r"there is no database sqlite:.*other.db"):
+        weight("mlflow:/digits@last")
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_no_password_is_in_the_error_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri("http://bob:hunter2@127.0.0.1:9")
+
+    with pytest.raises(cc.CheckpointNotFound, match="MLflow has no mlflow:/digits@best") as caught:
+        weight("mlflow:/digits@best")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "hunter2" not in shown
+
+
+def test_a_step_of_two_directories_in_one_run_is_not_guessed(tmp_path: Path) -> None:
+    client(tmp_path).create_experiment("mine")
+    with mlflow.start_run(experiment_id="1") as run:
+        for name in ("pretrain", "finetune"):
+            train(callbacks_in(tmp_path / name, MLflowTracker()), 1)
+
+    with pytest.raises(cc.ConfigError, match="several run directories have logged step 0"):
+        weight(f"mlflow:/runs/{run.info.run_id}/0")
 
 
 def registered(folder: Path) -> list[Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_callbacks.stores import Rank
+from ckpt_callbacks.stores import Overview, Rank, Shown
 from ckpt_callbacks.testing import make_checkpoint
 from ckpt_callbacks_mlflow import MLflowTracker
 from embedded import aliases, client, models, opened, tracker
@@ -68,6 +68,62 @@ def test_a_name_that_a_person_gave_away_is_left_there(tmp_path: Path) -> None:
     assert one.alias("best", 7) is False
     assert one.alias("last", 7) is False
     assert aliases(tmp_path) == {"best": str(theirs.version), "last": str(theirs.version)}
+
+
+@pytest.mark.parametrize("how", ["copy", "model", "copy within"])
+def test_a_checkpoint_that_a_person_promoted_elsewhere_stays(tmp_path: Path, how: str) -> None:
+    store = with_version(tmp_path, ONE)
+    registry, model = client(tmp_path), models(tmp_path)[7]
+    if how == "model":
+        registry.create_registered_model("production")
+        registry.create_model_version("production", f"models:/{model.model_id}")
+    else:
+        registry.copy_model_version("models:/digits/1", "digits" if "in" in how else "production")
+
+    store.put(make_checkpoint(tmp_path / "again", 7), [])
+    assert store.delete(7) is False
+
+    assert Path(model.artifact_location, "checkpoint", "model", "d", "data").exists()
+    assert len(registry.search_model_versions()) == 2
+
+
+def test_best_is_judged_anew_when_it_is_measured_again(tmp_path: Path) -> None:
+    overview = Overview("run", "", [Shown(7, 0.0, "", ["best"], {}, 1, "")], [])
+    ranks = best(0.9)
+    one = with_version(tmp_path, ONE, ranks)
+    one.alias("best", 7)
+    theirs = best(0.7)
+    other = with_version(tmp_path, OTHER, theirs)
+    assert other.alias("best", 7) is False
+
+    ranks["best", 7] = Rank("accuracy", "max", 0.5)
+    one.show(overview)
+    other.show(overview)
+
+    assert aliases(tmp_path) == {"best": "2"}
+
+
+def test_an_alias_of_a_person_that_looks_like_ours_is_theirs(tmp_path: Path) -> None:
+    store = with_version(tmp_path, ONE)
+    client(tmp_path).set_registered_model_alias("digits", "best-in-production", "1")
+
+    assert store.delete(7) is False
+    assert aliases(tmp_path) == {"best-in-production": "1"}
+
+
+def test_the_new_bytes_of_a_step_whose_old_ones_a_person_keeps(tmp_path: Path) -> None:
+    store = with_version(tmp_path, ONE)
+    client(tmp_path).set_registered_model_alias("digits", "champion", "1")
+    new = make_checkpoint(tmp_path / "new", 7, b"other")
+
+    store.put(new, [])
+
+    (tmp_path / "got").mkdir()
+    store.get(7, tmp_path / "got")
+    assert (tmp_path / "got" / "model" / "d" / "data").read_bytes() == b"other"
+    listing = store.listing()
+    assert listing
+    assert listing.copies[7].ref.startswith("digits v2 ")
 
 
 @pytest.mark.parametrize("claim", ["alias", "version tag", "model tag"])

@@ -88,6 +88,67 @@ def test_several_runs_in_sequence_share_the_checkpoints(tmp_path: Path) -> None:
     assert [[m.step for m in found] for found in history] == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_copies_in_every_experiment_are_found(tmp_path: Path) -> None:
+    """A directory may go on in runs of other experiments that the user opens."""
+    for name in ("a", "b", "c"):
+        client(tmp_path).create_experiment(name, str(tmp_path / name))
+    steps = {"a": 7, "b": 8, "c": 9}
+    refs: dict[str, str] = {}
+    for name, step in steps.items():
+        mlflow.set_experiment(name)
+        with mlflow.start_run() as run:
+            refs = refs or {"run_id": run.info.run_id}
+            store = opened(tmp_path, MLflowTracker(register_as="digits"), **refs)
+            store.put(make_checkpoint(tmp_path, step), [])
+
+    listing = store.listing()
+    assert listing
+    assert listing.copies.keys() == {7, 8, 9}
+    assert store.delete(8)
+    assert models(tmp_path).keys() == {7, 9}
+
+
+def test_an_open_run_on_another_server_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with mlflow.start_run() as run:
+        train(callbacks_in(tmp_path / "run", tracker(other)), 2)
+
+    assert not client(tmp_path).get_run(run.info.run_id).data.metrics
+    assert models(other).keys() == {0, 1}
+
+
+def test_what_another_process_needs_is_known_before_the_server_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    tracker = MLflowTracker(run_id="0123")
+
+    tracker.entered()
+
+    settings = tracker.settings()
+    assert settings
+    assert (settings["run_id"], settings["tracking_uri"]) == ("0123", "http://127.0.0.1:9")
+    assert tracker.hint().startswith("http://127.0.0.1:9/#/experiments/")
+
+
+def test_our_parameters_are_those_that_mlflow_would_log(tmp_path: Path) -> None:
+    config = {"augment": True, "none": None, "rates": [0.1, 0.2]}
+    with mlflow.start_run():
+        train(callbacks_in(tmp_path / "run", MLflowTracker()), 1, config=config)
+        mlflow.log_params(config)
+
+
+def test_a_long_name_stops_neither_metrics_nor_the_start(tmp_path: Path) -> None:
+    name = "n" * 249
+    store = opened(tmp_path, tracker(tmp_path), config={name: 1})
+    store.log_metrics([MetricPoint(0, 1.0, {name: float("inf")})])
+    store.close("finished")
+
+    opened(tmp_path, tracker(tmp_path), config={name: 2})
+
+
 def test_autologging_beside_us_does_no_harm(tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 

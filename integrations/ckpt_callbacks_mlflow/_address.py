@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.record import Record
-from ckpt_callbacks_mlflow._connection import set_deadlines
+from ckpt_callbacks.stores import Store, redact
+from ckpt_callbacks_mlflow._connection import exists, set_deadlines
 from ckpt_callbacks_mlflow._fetch import fetch as fetch_files
-from ckpt_callbacks_mlflow._fetch import is_ready, manifest, search
-from ckpt_callbacks_mlflow._registry import MODEL_TAG, STEP_TAG
+from ckpt_callbacks_mlflow._fetch import is_ready, known_of, manifest, search, step_of
+from ckpt_callbacks_mlflow._registry import MODEL_TAG, RUN_TAG, STEP_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,12 +31,28 @@ __all__ = ["fetch"]
 _FORMS = "mlflow:/NAME@ALIAS, mlflow:/NAME/VERSION or mlflow:/runs/RUN_ID/STEP"
 
 
-def fetch(address: str, into: Path, only: Collection[str] | None = None) -> Record:
+def fetch(
+    address: str,
+    into: Path,
+    *,
+    only: Collection[str] | None = None,
+    tracker: Store | None = None,
+    go_on: bool = False,
+) -> Record:
     """Copy the files of the checkpoint at `address` into the empty folder `into`.
 
+    Args:
+        address: of one of the forms above.
+        into: an empty folder.
+        only: the items to fetch; all that were sent if not given.
+        tracker: the `MLflowTracker` of the run, whose server is asked then.
+        go_on: whether its run is to go on from it.
+
     Raises:
-        ConfigError: it is not of one of the forms.
-        CheckpointNotFound: there is no such checkpoint, or it has no such item.
+        ConfigError: it is not of one of the forms, or two run directories have what it names.
+        CheckpointNotFound: there is no such checkpoint, it has no such item, or MLflow can not be
+            asked.
+        UsageError: the run is to go on, and has newer checkpoints.
     """
     require("mlflow", extra="mlflow", who=address)
     load("mlflow")
@@ -43,16 +61,40 @@ def fetch(address: str, into: Path, only: Collection[str] | None = None) -> Reco
     from mlflow.tracking import get_tracking_uri
 
     set_deadlines()
-    uri = get_tracking_uri()
+    given = (tracker.settings() or {}).get("tracking_uri") if tracker else None
+    uri = given or get_tracking_uri()
+    if not exists(uri):  # and is not made by looking
+        raise CheckpointNotFound(f"MLflow has no {address}: there is no database {uri}")
+    client = MlflowClient(uri)
     try:
-        model = _resolve(MlflowClient(uri), address)
+        model = _resolve(client, address)
+        if go_on:
+            _check_newest(client, model, address)
+        record = manifest(model, uri)
+        fetch_files(model, uri, into, only)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise CheckpointNotFound(f"MLflow has no {address}: {error}") from error
-        raise
-    record = manifest(model, uri)
-    fetch_files(model, uri, into, only)
-    return record
+        # Without the cause, whose text may hold a password.
+        raise CheckpointNotFound(f"MLflow has no {address}: {redact(str(error))}") from None
+    # What was measured since the record was sent.
+    return replace(record, metrics={**record.metrics, **known_of(model).metrics})
+
+
+def _check_newest(client: MlflowClient, model: LoggedModel, address: str) -> None:
+    """Check that a run has no newer checkpoint, which would be taken for one of this way.
+
+    Raises:
+        UsageError: it has.
+    """
+    step, where = step_of(model), f"tags.{RUN_TAG} = '{model.tags[RUN_TAG]}'"
+    models = search(client, [model.experiment_id], where)
+    newer = sorted({step_of(m) for m in models if is_ready(m) and step_of(m) > step})
+    if newer:
+        raise UsageError(
+            f"{address} is step {step}, and its run has newer checkpoints there: "
+            f"{', '.join(map(str, newer))}. A run can only go on from its newest one, "
+            f"mlflow:/runs/{model.source_run_id}/{newer[-1]}; to begin a new run with the weights "
+            f"of this one, give the address to `restore`"
+        )
 
 
 def _resolve(client: MlflowClient, address: str) -> LoggedModel:
@@ -74,7 +116,12 @@ def _resolve(client: MlflowClient, address: str) -> LoggedModel:
 def _of_run(client: MlflowClient, address: str, run_id: str, step: str) -> LoggedModel:
     experiment = client.get_run(run_id).info.experiment_id
     where = f"source_run_id = '{run_id}' AND tags.{STEP_TAG} = '{step}'"
-    for model in search(client, [experiment], where):
-        if is_ready(model):
-            return model
-    raise CheckpointNotFound(f"MLflow has no {address}: the run has no checkpoint of this step")
+    models = [m for m in search(client, [experiment], where) if is_ready(m)]
+    if not models:
+        raise CheckpointNotFound(f"MLflow has no {address}: the run has no checkpoint of this step")
+    if len({m.tags.get(RUN_TAG) for m in models}) > 1:
+        raise ConfigError(
+            f"{address} can not be told apart: several run directories have logged step {step} to "
+            "this run; give each a registered model, and the address of a version"
+        )
+    return models[0]

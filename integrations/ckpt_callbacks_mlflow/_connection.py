@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["absolute", "create_database", "has_secret", "set_deadlines"]
+__all__ = ["absolute", "create_database", "exists", "has_secret", "set_deadlines"]
 
 _PREFIX = "sqlite:///"
 _SECRETS = ("user", "pass", "pwd", "secret", "token", "key", "sig", "credential")
@@ -63,6 +63,11 @@ def create_database(uri: str, key: str) -> None:
     with contextlib.suppress(FileExistsError):  # another run was faster
         path.hardlink_to(new)
     new.unlink()
+
+
+def exists(uri: str) -> bool:
+    """Return whether the database of a `sqlite:` URI is there; of others nothing is known."""
+    return not uri.startswith(_PREFIX) or Path(uri.removeprefix(_PREFIX).partition("?")[0]).exists()
 
 
 def absolute(uri: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.record import Record, record_from_json
+from ckpt_callbacks.stores import Known
 from ckpt_callbacks_mlflow._files import FOLDER, download, repository
 from ckpt_callbacks_mlflow._registry import STEP_TAG
 
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 __all__ = [
+    "KNOWN_TAG",
     "MANIFEST",
-    "METRICS_TAG",
     "PATH_TAG",
     "fetch",
     "is_ready",
+    "known_of",
     "manifest",
-    "metrics_of",
     "search",
     "step_of",
 ]
@@ -35,8 +37,9 @@ MANIFEST = "checkpoint.json"
 """The record of the files, beside them."""
 PATH_TAG = "ckpt_callbacks_path"
 """Where the checkpoint was saved."""
-METRICS_TAG = "ckpt_callbacks_metrics"
-"""The finite metrics under their own names, which MLflow may not take, as JSON."""
+KNOWN_TAG = "ckpt_callbacks_known"
+"""Time, finite metrics under their own names, and whether it is pinned, as JSON. What is longer
+than a tag goes on in `ckpt_callbacks_known.1` and so on."""
 
 
 def search(client: MlflowClient, experiments: Sequence[str], where: str) -> list[LoggedModel]:
@@ -107,9 +110,17 @@ def manifest(model: LoggedModel, tracking_uri: str) -> Record:
     return record
 
 
-def metrics_of(model: LoggedModel) -> dict[str, float]:
-    """Return the finite metrics of a checkpoint, under their own names."""
-    return dict(json.loads(model.tags.get(METRICS_TAG) or "{}"))
+def known_of(model: LoggedModel) -> Known:
+    """Return what is known of a checkpoint beside its files."""
+    parts = (model.tags.get(f"{KNOWN_TAG}.{n}", "") for n in range(1, 100))
+    text = model.tags.get(KNOWN_TAG, "") + "".join(itertools.takewhile(bool, parts))
+    known = json.loads(text or "{}")
+    return Known(
+        digest=model.params.get("digest", ""),
+        time=float(known.get("time", 0.0)),
+        metrics=known.get("metrics", {}),
+        pinned=bool(known.get("pinned")),
+    )
 
 
 def is_ready(model: LoggedModel) -> bool:

@@ -20,7 +20,7 @@ from ckpt_callbacks.stores import File
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-__all__ = ["FOLDER", "download", "remove", "repository", "send", "upload"]
+__all__ = ["FOLDER", "download", "is_local", "remove", "repository", "send", "upload"]
 
 FOLDER = "checkpoint"
 """Where the checkpoint lies in a LoggedModel's artifacts; beside it is what describes it."""
@@ -105,6 +105,11 @@ def _local_folder(store: ArtifactRepository) -> Path | None:
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
     return Path(store.artifact_dir) if isinstance(store, LocalArtifactRepository) else None
+
+
+def is_local(store: ArtifactRepository) -> bool:
+    """Return whether a store is on this machine's disk, where its files may be hard links."""
+    return _local_folder(store) is not None
 
 
 def _size(arrived: Mapping[str, int], name: str) -> int | None:

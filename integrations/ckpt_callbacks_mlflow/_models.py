@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Literal
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.stores import Checkpoint, File
 from ckpt_callbacks_mlflow._fetch import (
+    KNOWN_TAG,
     MANIFEST,
-    METRICS_TAG,
     PATH_TAG,
     fetch,
     is_ready,
     search,
     step_of,
 )
-from ckpt_callbacks_mlflow._files import remove, repository, upload
+from ckpt_callbacks_mlflow._files import is_local, remove, repository, upload
 from ckpt_callbacks_mlflow._names import as_key
 from ckpt_callbacks_mlflow._registry import RUN_TAG, STEP_TAG
 
@@ -88,12 +88,12 @@ class Models:
         self._flavor = flavor
 
     def find(self, step: int | None = None) -> list[LoggedModel]:
-        """Return those of one step or of all, whole ones first."""
+        """Return those of one step or of all, whole ones first, of these the newest first."""
         where = f"tags.{RUN_TAG} = '{self._key}'"
         if step is not None:
             where += f" AND tags.{STEP_TAG} = '{step}'"
         found = search(self._client, self._experiments, where)
-        return sorted(found, key=lambda m: (not is_ready(m), m.creation_timestamp, m.model_id))
+        return sorted(found, key=lambda m: (not is_ready(m), -m.creation_timestamp, m.model_id))
 
     def ready(self) -> dict[int, LoggedModel]:
         """Return the whole ones by step."""
@@ -115,15 +115,28 @@ class Models:
                 self._describe(model, checkpoint, Path(about))
                 linked = upload(store, checkpoint.path, files, Path(about), new=found is None)
             self._client.finalize_logged_model(model.model_id, "READY")
+        else:
+            linked = self.is_shared(model)
         return model, linked or len(files) < len(checkpoint.files)
 
+    def is_shared(self, model: LoggedModel) -> bool:
+        """Return whether one may be no second copy of all bytes: hard links, or a part."""
+        if model.params.get("sent") != "checkpoint":
+            return True
+        return is_local(repository(model.artifact_location, self._tracking_uri))
+
     def show(
-        self, model: LoggedModel, metrics: Mapping[str, float], reason: str, aliases: Sequence[str]
+        self,
+        model: LoggedModel,
+        at: float,
+        metrics: Mapping[str, float],
+        reason: str,
+        aliases: Sequence[str],
     ) -> None:
         """Bring the metrics and tags of a LoggedModel up to date."""
         from mlflow.entities import Metric
 
-        tags = _tags(metrics, reason, aliases)
+        tags = _tags(at, metrics, reason, aliases)
         if new := {k: v for k, v in tags.items() if model.tags.get(k, "") != v}:
             self._client.set_logged_model_tags(model.model_id, new)
         # A metric of a model is one of its run too, so these have a name of their own: the run's
@@ -160,6 +173,7 @@ class Models:
         self._client.delete_logged_model(model.model_id)
 
     def _create(self, checkpoint: Checkpoint) -> LoggedModel:
+        tags = _tags(checkpoint.time, checkpoint.metrics, checkpoint.reason, ())
         return self._client.create_logged_model(
             self._experiments[-1],
             name=f"step-{checkpoint.step}",
@@ -173,7 +187,7 @@ class Models:
             tags={
                 RUN_TAG: self._key,
                 STEP_TAG: str(checkpoint.step),
-                **{k: v for k, v in _tags(checkpoint.metrics, checkpoint.reason, ()).items() if v},
+                **{k: v for k, v in tags.items() if v},
                 PATH_TAG: str(checkpoint.path),
             },
             model_type="orbax-checkpoint",
@@ -235,15 +249,20 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _tags(metrics: Mapping[str, float], reason: str, aliases: Sequence[str]) -> dict[str, str]:
+def _tags(
+    time: float, metrics: Mapping[str, float], reason: str, aliases: Sequence[str]
+) -> dict[str, str]:
     """Return what tags say of a checkpoint, and change with it."""
     odd = ", ".join(f"{k} = {v}" for k, v in sorted(metrics.items()) if not math.isfinite(v))
-    known = json.dumps(_finite(metrics), sort_keys=True)
+    pinned = "pinned" in reason.split(", ")
+    known = json.dumps({"time": time, "pinned": pinned, "metrics": _finite(metrics)})
+    parts = [known[at : at + _LONGEST] for at in range(0, len(known), _LONGEST)]
     return {
         _REASON_TAG: reason,
         _ALIASES_TAG: ", ".join(aliases),
         _NOT_FINITE_TAG: odd[:_LONGEST],
-        METRICS_TAG: known if len(known) <= _LONGEST else "",
+        **{f"{KNOWN_TAG}.{n}" if n else KNOWN_TAG: part for n, part in enumerate(parts)},
+        f"{KNOWN_TAG}.{len(parts)}": "",  # it may have been longer
     }
 
 

@@ -1,8 +1,10 @@
-"""Names and values as MLflow takes them."""
+"""Names as MLflow takes them."""
 
 from __future__ import annotations
 
-__all__ = ["as_key"]
+__all__ = ["as_key", "as_tag"]
+
+_LONGEST = 250  # characters; MLflow's own limit
 
 
 def as_key(name: str) -> str:
@@ -13,4 +15,9 @@ def as_key(name: str) -> str:
     """
     allowed = "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in name)
     parts = [part for part in allowed.split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[:250].rstrip("/") or "_"
+    return "/".join(parts)[:_LONGEST].rstrip("/") or "_"
+
+
+def as_tag(name: str) -> str:
+    """Return the name of a tag, not longer than MLflow takes."""
+    return name[:_LONGEST].rstrip("/")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["RUN_TAG", "STEP_TAG", "Registry", "is_missing", "keeps"]
+__all__ = ["RUN_TAG", "STEP_TAG", "Registry", "is_claimed", "is_missing", "keeps"]
 
 RUN_TAG = "ckpt_callbacks_run"
 STEP_TAG = "ckpt_callbacks_step"
@@ -42,6 +42,25 @@ _PAGE = 250
 def is_missing(error: Exception) -> bool:
     """Return whether MLflow says that there is no such thing."""
     return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
+
+
+def is_claimed(client: MlflowClient, model: LoggedModel, number: str | None, name: str) -> bool:
+    """Return whether a person registered a LoggedModel, or a version of it, somewhere else.
+
+    Args:
+        client: of MLflow.
+        model: the LoggedModel.
+        number: of our own version of it, if there is one.
+        name: of our own registered model.
+    """
+    sources = [model.artifact_location, f"models:/{model.model_id}"]
+    if number:
+        sources.append(f"models:/{name}/{number}")
+    for source in sources:
+        for version in client.search_model_versions(f"source_path = '{source}'"):
+            if (version.name, str(version.version)) != (name, number):
+                return True
+    return False
 
 
 class Registry:
@@ -88,7 +107,9 @@ class Registry:
             found += page
             if not (token := page.token):
                 break
-        return sorted(found, key=lambda v: int(v.version))
+        # A copy that a person made of one has its tags too.
+        own = [v for v in found if not v.source.startswith("models:")]
+        return sorted(own, key=lambda v: int(v.version))
 
     def numbers(self) -> dict[str, str]:
         """Return the version of each LoggedModel, by its id."""
@@ -164,7 +185,7 @@ class Registry:
                 continue
             number = str(version.version)
             names = [n for n, v in self._all_aliases().items() if v == number]
-            if any(not _is_ours(n) for n in names) or keeps(version.tags):
+            if any(not _is_ours(n, version.tags) for n in names) or keeps(version.tags):
                 kept.add(version.tags[MODEL_TAG])
                 continue
             try:
@@ -206,5 +227,6 @@ def keeps(tags: Mapping[str, str]) -> bool:
     return tags.get(KEEP_TAG, "").lower() not in ("", "false", "no", "0")
 
 
-def _is_ours(alias: str) -> bool:
-    return alias in ("best", "last") or alias.startswith("best-")
+def _is_ours(alias: str, tags: Mapping[str, str]) -> bool:
+    """Return whether an alias was set by us, and not by a person who likes our names."""
+    return alias in ("best", "last") or RANK_TAG.format(alias=alias) in tags

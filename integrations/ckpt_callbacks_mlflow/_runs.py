@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.errors import ConfigError
-from ckpt_callbacks_mlflow._names import as_key
+from ckpt_callbacks_mlflow._names import as_key, as_tag
 from ckpt_callbacks_mlflow._registry import RUN_TAG, is_missing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["existing", "find_or_create_experiment", "find_or_create_run", "log_params", "logged"]
+__all__ = [
+    "EXPERIMENTS_TAG",
+    "existing",
+    "experiments_of",
+    "find_or_create_experiment",
+    "find_or_create_run",
+    "is_active",
+    "log_params",
+    "logged",
+]
 
 logger = logging.getLogger("ckpt_callbacks")
+
+EXPERIMENTS_TAG = "ckpt_callbacks_experiments"
 
 _LONGEST_PARAM = 6000  # characters; MLflow's own limit
 _LONGEST_TAG = 5000  # the same of a tag, with room to spare
@@ -76,6 +86,20 @@ def find_or_create_experiment(
     return str(found.experiment_id)
 
 
+def is_active(run: Run) -> bool:
+    """Return whether a run was not deleted."""
+    return bool(run.info.lifecycle_stage == "active")
+
+
+def experiments_of(run: Run) -> list[str]:
+    """Return the experiments that hold checkpoints of the run directory that began with `run`.
+
+    It may have gone on in runs of other experiments that the user had open.
+    """
+    own = str(run.info.experiment_id)
+    return list(dict.fromkeys([own, *run.data.tags.get(EXPERIMENTS_TAG, own).split(",")]))
+
+
 def logged(client: MlflowClient, run: Run) -> dict[str, int]:
     """Return the last step of which a run has each metric, checkpoints' own left out."""
     return {
@@ -96,7 +120,7 @@ def log_params(
 
     known = run.data.params
     wanted = {
-        as_key(k): (v if isinstance(v, str) else json.dumps(v))[:_LONGEST_PARAM]
+        as_key(k): str(v)[:_LONGEST_PARAM]  # as `mlflow.log_params` writes it
         for k, v in config.items()
     }
     changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
@@ -107,7 +131,7 @@ def log_params(
             known[key],
             value,
         )
-    all_tags = {**tags, **{f"ckpt_callbacks_changed.{k}": v for k, v in changed.items()}}
+    all_tags = {**tags, **{as_tag(f"ckpt_callbacks_changed.{k}"): v for k, v in changed.items()}}
     new_params = [Param(k, v) for k, v in wanted.items() if k not in known]
     new_tags = [
         RunTag(k, v[:_LONGEST_TAG])

@@ -22,20 +22,24 @@ from ckpt_callbacks.stores import (
     Listing,
     MetricPoint,
     Overview,
+    Rank,
     RunInfo,
     Tracker,
     redact,
 )
 from ckpt_callbacks_mlflow._connection import absolute, create_database, has_secret, set_deadlines
-from ckpt_callbacks_mlflow._fetch import metrics_of
+from ckpt_callbacks_mlflow._fetch import known_of
 from ckpt_callbacks_mlflow._files import repository, send
 from ckpt_callbacks_mlflow._models import Models, Send
-from ckpt_callbacks_mlflow._names import as_key
-from ckpt_callbacks_mlflow._registry import Registry, keeps
+from ckpt_callbacks_mlflow._names import as_key, as_tag
+from ckpt_callbacks_mlflow._registry import Registry, is_claimed, keeps
 from ckpt_callbacks_mlflow._runs import (
+    EXPERIMENTS_TAG,
     existing,
+    experiments_of,
     find_or_create_experiment,
     find_or_create_run,
+    is_active,
     log_params,
     logged,
 )
@@ -63,7 +67,7 @@ class MLflowTracker(Tracker):
 
     Where you have set none of `MLFLOW_HTTP_REQUEST_MAX_RETRIES`, `_BACKOFF_FACTOR` and `_TIMEOUT`,
     they are set for the process, since MLflow's own let a call wait four minutes for a server
-    that is down.
+    that is down. An open run on another server than `tracking_uri` is left alone.
 
     Args:
         experiment: name of the experiment, made if need be. MLflow's own default if not given; a
@@ -134,16 +138,20 @@ class MLflowTracker(Tracker):
         self._tags = {str(k): str(v) for k, v in (tags or {}).items()}
         self._send: Send = send
         self._flavor = {k: v for k, v in (("predict", predict), ("like", like)) if v}
-        self._open_run: tuple[str, str] | None = None
-        # From here on what `open` finds out.
-        self._uri = ""
+        # From here on what `entered` and `open` find out.
+        self._adopts = run_id
+        """Id of the run of somebody else that is used and left open."""
+        self._uri = tracking_uri or ""
         self._client: MlflowClient
         self._run: Run
         self._home: Run
-        self._adopted = False
+        self._experiment_id = "…"
         self._models: Models
         self._registry: Registry | None = None
         self._not_finite: dict[str, str] = {}
+        self._info: RunInfo
+        self._ranks: dict[str, tuple[int, Rank | None] | None] = {}
+        """What each alias was last moved for; `None` where another run's version kept it."""
         self._logged: dict[str, int] = {}
 
     def settings(self) -> Mapping[str, Any] | None:
@@ -156,7 +164,7 @@ class MLflowTracker(Tracker):
             "tracking_uri": absolute(uri),
             "artifact_location": absolute(self._artifact_location),
             "run_name": self._run_name,
-            "run_id": self._run.info.run_id if self._adopted else None,
+            "run_id": self._adopts,
             "send": self._send,
             **self._flavor,
             "keep": self.keep and policy_to_json(self.keep),
@@ -167,9 +175,13 @@ class MLflowTracker(Tracker):
         # none, and where it is just being imported, on a worker's thread, it has no functions yet.
         mlflow = sys.modules.get("mlflow")
         active = getattr(mlflow, "active_run", lambda: None)()
-        self._open_run = (
-            (active.info.run_id, str(mlflow.get_tracking_uri())) if mlflow and active else None
-        )
+        uri = str(getattr(mlflow, "get_tracking_uri", str)())
+        self._adopts, self._uri = self._run_id, self._tracking_uri or uri
+        # One on another server than the one that was asked for is left alone.
+        if active and self._adopts is None and self._uri == uri:
+            self._adopts = str(active.info.run_id)
+        self._adopts = self._adopts or os.environ.get("MLFLOW_RUN_ID")
+        self._uri = self._uri or os.environ.get("MLFLOW_TRACKING_URI", "")
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
         # Here and not above: it takes seconds, and this is the worker's thread.
@@ -178,23 +190,20 @@ class MLflowTracker(Tracker):
         from mlflow.tracking import get_tracking_uri
 
         set_deadlines()
-        run_id, uri = self._open_run or (None, "")
-        if self._run_id and self._run_id != run_id:
-            run_id, uri = self._run_id, ""
-        run_id = run_id or os.environ.get("MLFLOW_RUN_ID")
-        self._uri = uri or self._tracking_uri or get_tracking_uri()
+        self._info, self._ranks = run, {}
+        self._uri = self._uri or self._tracking_uri or get_tracking_uri()
         if not run.reading:
             create_database(self._uri, run.run_id)
         self._client = MlflowClient(self._uri)
         if run.reading:
             self._run = self._home = self._client.get_run(run.remembered["run_id"])
         else:
-            self._begin(run, run_id)
-        experiments = [self._home.info.experiment_id, self._run.info.experiment_id]
+            self._begin(run)
+        self._experiment_id = str(self._run.info.experiment_id)
         self._models = Models(
             self._client,
             self._uri,
-            list(dict.fromkeys(experiments)),
+            self._experiments(),
             self._run.info.run_id,
             run.run_id,
             self._send,
@@ -215,7 +224,7 @@ class MLflowTracker(Tracker):
             # came again.
             self._delete(checkpoint.step, others, spare=[same.model_id] if same else ())
         model, shared = self._models.publish(checkpoint, same)
-        self._models.show(model, checkpoint.metrics, checkpoint.reason, ())
+        self._models.show(model, checkpoint.time, checkpoint.metrics, checkpoint.reason, ())
         ref = str(model.model_id)
         if self._registry:
             began = int(self._home.info.start_time)
@@ -233,19 +242,25 @@ class MLflowTracker(Tracker):
                 for step, model in ready.items()
                 if model.model_id in versions
             }
-        copies = {step: Copy("confirmed", ref) for step, ref in sorted(refs.items())}
+        copies = {
+            step: Copy("confirmed", ref, self._models.is_shared(ready[step]))
+            for step, ref in sorted(refs.items())
+        }
         # A database answers with what it has.
-        metrics = {step: metrics_of(ready[step]) for step in copies}
-        return Listing(copies, self._aliases(), exact=True, metrics=metrics)
+        known = {step: known_of(ready[step]) for step in copies}
+        return Listing(copies, self._aliases(), exact=True, known=known)
 
     def get(self, step: int, into: Path) -> None:
         self._models.get(step, into)
 
     def alias(self, name: str, step: int) -> bool:
         if self._registry:
-            return self._registry.alias(name, step)
-        for run in {self._home.info.run_id, self._run.info.run_id}:
-            self._client.set_tag(run, f"ckpt_callbacks_{name}", str(step))
+            moved = self._registry.alias(name, step)
+            # Where it was refused, it may be our turn later.
+            self._ranks[name] = (step, self._info.rank(name, step)) if moved else None
+            return moved
+        for run_id in {r.info.run_id for r in (self._home, self._run) if is_active(r)}:
+            self._client.set_tag(run_id, f"ckpt_callbacks_{name}", str(step))
         return True
 
     def delete(self, step: int) -> bool:
@@ -255,7 +270,10 @@ class MLflowTracker(Tracker):
         models = self._models.ready()
         for row in overview.rows:
             if model := models.get(row.step):
-                self._models.show(model, row.metrics, row.reason, row.aliases)
+                self._models.show(model, row.time, row.metrics, row.reason, row.aliases)
+            for alias in row.aliases if self._registry else ():
+                if self._ranks.get(alias) != (row.step, self._info.rank(alias, row.step)):
+                    self.alias(alias, row.step)  # it was measured again, or refused before
         run_id = self._run.info.run_id
         self._client.log_text(run_id, page.as_json(overview), "checkpoints/index.json")
         self._client.log_text(run_id, page.html(overview), "checkpoints/index.html")
@@ -286,12 +304,12 @@ class MLflowTracker(Tracker):
             send(store, renamed, name)
 
     def close(self, status: str) -> None:
-        if not self._adopted:
+        if not self._adopts:
             self._client.set_terminated(self._run.info.run_id, _STATUS[status])
 
     def hint(self) -> str:
         uri = redact(self._uri or self._tracking_uri or "the tracking URI")
-        experiment = self._run.info.experiment_id if self._uri else "…"
+        experiment = self._experiment_id
         if uri.startswith("http"):
             return f"{uri}/#/experiments/{experiment}?workflowType=machine_learning"
         return (
@@ -302,7 +320,13 @@ class MLflowTracker(Tracker):
 
     def _delete(self, step: int, models: Sequence[LoggedModel], spare: Sequence[str] = ()) -> bool:
         """Delete LoggedModels of a step with their versions; return False if one must stay."""
-        kept = {m.model_id for m in models if keeps(m.tags)}
+        numbers = self._registry.numbers() if self._registry else {}
+        kept = {
+            m.model_id
+            for m in models
+            if keeps(m.tags)
+            or is_claimed(self._client, m, numbers.get(m.model_id), self._register_as or "")
+        }
         if self._registry:
             kept |= self._registry.delete(step, but=kept.union(spare))
         for model in models:
@@ -310,12 +334,11 @@ class MLflowTracker(Tracker):
                 self._models.delete(model)
         return not kept
 
-    def _begin(self, info: RunInfo, run_id: str | None) -> None:
+    def _begin(self, info: RunInfo) -> None:
         """Find or make the run of MLflow, and the one that it goes on from."""
-        self._adopted = run_id is not None
         home = existing(self._client, info.remembered.get("run_id"))
-        if run_id:
-            self._run = self._client.get_run(run_id)
+        if self._adopts:
+            self._run = self._client.get_run(self._adopts)
         elif home:
             self._run = home
         else:
@@ -327,28 +350,37 @@ class MLflowTracker(Tracker):
         self._home = home or self._run
         # A directory that took over a run does not know how far its metrics were logged, and MLflow
         # can not take one back.
-        taken_over = not self._adopted and not info.remembered
+        taken_over = not self._adopts and not info.remembered
         self._logged = logged(self._client, self._run) if taken_over else {}
-        if self._run.info.lifecycle_stage != "active":
+        if not is_active(self._run):
             raise ConfigError(
                 f"the MLflow run {self._run.info.run_id} is deleted: restore it, or use another "
                 "run directory"
             )
-        if not self._adopted and self._run.info.status != "RUNNING":
+        if not self._adopts and self._run.info.status != "RUNNING":
             self._client.update_run(self._run.info.run_id, status="RUNNING")
         log_params(self._client, self._run, info.config, self._tags)
 
     def _tell(self, key: str, what: str) -> None:
         """Say once in a tag what MLflow cannot hold of a metric."""
         if key not in self._not_finite:
-            tag = f"ckpt_callbacks_not_finite.{key}"
+            tag = as_tag(f"ckpt_callbacks_not_finite.{key}")
             self._client.set_tag(self._run.info.run_id, tag, what)
             self._not_finite[key] = what
+
+    def _experiments(self) -> list[str]:
+        """Return the experiments that hold checkpoints of this run; new ones go into the last."""
+        known = experiments_of(self._home)
+        if self._experiment_id not in known and is_active(self._home):
+            known.append(self._experiment_id)
+            self._client.set_tag(self._home.info.run_id, EXPERIMENTS_TAG, ",".join(known))
+        return [e for e in known if e != self._experiment_id] + [self._experiment_id]
 
     def _aliases(self) -> dict[str, int]:
         if self._registry:
             return self._registry.aliases()
-        tags = self._client.get_run(self._home.info.run_id).data.tags
+        run = self._home if is_active(self._home) else self._run
+        tags = self._client.get_run(run.info.run_id).data.tags
         names = {k.removeprefix("ckpt_callbacks_"): v for k, v in tags.items()}
         return {
             n: int(s) for n, s in names.items() if n in ("best", "last") or n.startswith("best-")
