@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.manifest import seal, verify
 from ckpt_callbacks.policy import KeepPolicy, Resume
 from ckpt_callbacks.record import Record, RunFile
@@ -88,8 +88,8 @@ def take_over(
 
     Raises:
         ConfigError, CheckpointNotFound, UsageError: as `fetch` has it; or the directory holds
-            checkpoints of somebody else.
-        CorruptCheckpoint: a file is damaged, or was not sent.
+            checkpoints of somebody else, or only a part of the checkpoint was sent.
+        CorruptCheckpoint: a file is damaged.
     """
     if not isinstance(resume, str) or not is_address(resume):
         return resume
@@ -106,6 +106,12 @@ def take_over(
     into.mkdir(parents=True)
     tracker = next((s for s in stores if resume.startswith(f"{s.name}:")), None)
     record = fetch(resume, into, tracker=tracker, go_on=True)
+    if any(not (into / name).exists() for name in record.files):
+        items = ", ".join(sorted(p.name for p in into.iterdir() if p.is_dir()))
+        raise UsageError(
+            f"{resume} holds a part of the checkpoint only ({items}), since no more was sent: a "
+            "run can not go on from it; to begin a new run with it, give the address to `restore`"
+        )
     verify(into, record.files)
     seal(into)
     directory.write_record(replace(record, copies={}, lost=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
@@ -75,11 +75,17 @@ def unpin_command(directory: Path, step: int) -> None:
 
 @main.command(name="sync")
 @_directory
-def sync_command(directory: Path) -> None:
-    """Send what the stores of DIRECTORY do not have yet; exit with 1 if one still lacks some."""
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds to wait for the stores.")
+def sync_command(directory: Path, timeout: float) -> None:
+    """Send what the stores of DIRECTORY do not have yet; exit with 1 if one still lacks some.
+
+    A store that is down is tried again until the timeout.
+    """
     try:
-        unsent = sync(directory)
-        stores = RunDirectory(directory).open_run().stores
+        names = [known.get("title", name) for name, known in _stores(directory).items()]
+        click.echo(f"sending to {', '.join(names) or 'no store'}, for {timeout:.0f} s at most")
+        unsent = sync(directory, timeout=timeout)
+        stores = _stores(directory)
     except CkptCallbacksError as error:
         raise click.ClickException(str(error)) from error
     for name, known in stores.items():
@@ -90,6 +96,10 @@ def sync_command(directory: Path) -> None:
             click.echo(f"{title} has everything")
     if unsent:
         raise SystemExit(1)
+
+
+def _stores(directory: Path) -> Mapping[str, Mapping[str, str]]:
+    return RunDirectory(directory).open_run().stores
 
 
 def _ask(function: Callable[[Path, int], bool], directory: Path, step: int) -> None:

@@ -103,8 +103,6 @@ class Engine:
         self._exit.callback(directory.release)
         with _naming(directory), self._exit:
             resume = take_over(directory, resume, keep, stores)
-            for store in stores if training else ():
-                store.entered()
             policies = {store.name: store.keep for store in stores}
             known = directory.read_run()
             all_here = training or known is None or known.stores.keys() <= policies.keys()

@@ -68,7 +68,7 @@ def restore(
     """
     names = {only} if isinstance(only, str) else only
     if isinstance(source, str) and is_address(source):
-        return _from_tracker(source, like, names, verify=verify)
+        return _from_tracker(source, like, which, names, verify=verify)
     root = Path(source).expanduser().absolute()
     if (root / "_CHECKPOINT_METADATA").is_file():
         return read(root, like, only=names)
@@ -131,9 +131,13 @@ def _from_elsewhere(
         return read(copy, like, only=only)
 
 
-def _from_tracker(address: str, like: S, only: Collection[str] | None, *, verify: bool) -> S:
+def _from_tracker(
+    address: str, like: S, which: int | str, only: Collection[str] | None, *, verify: bool
+) -> S:
     import tempfile
 
+    if which != "last":
+        raise ConfigError(f"restore: {address} names a checkpoint itself; leave out {which=}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkpoint"
         copy.mkdir()
@@ -191,8 +195,9 @@ def read_alone(path: Path, like: Any, files: Mapping[str, File], preferred: Coll
 
     Args:
         path: a checkpoint, or a part of its items.
-        like: a state with some of the items, which gets their values; if `None`, the preferred
-            items are returned as nested dicts of arrays, a single one as it is.
+        like: a state with some of the items, which gets their values, or the only preferred item
+            itself; if `None`, the preferred items are returned as nested dicts of arrays, a single
+            one as it is.
         files: the record of its files.
         preferred: names of items, of which those that are there are taken; all if none is.
 
@@ -200,9 +205,11 @@ def read_alone(path: Path, like: Any, files: Mapping[str, File], preferred: Coll
         CheckpointNotFound, StateMismatch, CorruptCheckpoint: as `restore` has it.
     """
     items = orbax_io.item_names(path)
+    names = [name for name in items if name in preferred] or items
+    if like is not None and len(names) == 1 and not abstract(like, items).keys() & set(items):
+        return read(path, {names[0]: like}, files, names)[names[0]]  # that item alone
     if like is not None:
         return read(path, like, files, list(abstract(like, items)))
-    names = [name for name in items if name in preferred] or items
     check_files(path, files, names)
     found = orbax_io.load_alone(path, names)
     return found[names[0]] if len(names) == 1 else found

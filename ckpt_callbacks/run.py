@@ -92,7 +92,9 @@ class Run(Generic[S]):
             raise UsageError("a run is entered once: make a new one with callbacks.run")
         self._entered, self._thread = True, threading.get_ident()
         if self._checkpoint:
-            capture(self._state)  # what cannot be saved is known before the first step
+            items = capture(self._state)  # what cannot be saved is known before the first step
+            for store in self._stores:
+                store.entered(list(items))
             self._engine = engine = Engine(
                 RunDirectory(self._checkpoint.directory),
                 self._checkpoint.keep,

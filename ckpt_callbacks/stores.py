@@ -192,11 +192,17 @@ class Store(ABC):
         """
         return None
 
-    def entered(self) -> None:
+    def entered(self, items: Sequence[str]) -> None:
         """A run is about to begin; called on the thread of the loop, before `open`.
 
         For what only that thread can tell, such as a run that the user has open there. It must
         not wait.
+
+        Args:
+            items: the names of the items that the run's checkpoints have.
+
+        Raises:
+            ConfigError: the store can do nothing with such checkpoints.
         """
         return
 

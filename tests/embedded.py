@@ -51,7 +51,7 @@ def opened(
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     known = ranks or {}
-    store.entered()
+    store.entered(["model"])
     store.open(
         RunInfo(key, "run", config or {}, scratch, refs, rank=lambda a, s: known.get((a, s)))
     )

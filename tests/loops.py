@@ -21,12 +21,17 @@ def advance(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def callbacks_in(
-    directory: Path, *plugins: object, keep: Any = KEEP, every: int = 1, **options: Any
+    directory: Path,
+    *plugins: object,
+    keep: Any = KEEP,
+    every: int = 1,
+    drain_limit: float = 10,
+    **options: Any,
 ) -> cc.Callbacks:
     return cc.Callbacks(
         cc.OrbaxCheckpoint(directory, save=cc.EveryNSteps(every), keep=keep, **options),
         *plugins,
-        drain_limit=10,
+        drain_limit=drain_limit,
     )
 
 

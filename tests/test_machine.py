@@ -360,7 +360,7 @@ def test_a_step_that_is_wanted_again_after_its_deletion_lost_its_reply_is_sent_a
     machine.teardown()
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_under_every_order_of_events(request: pytest.FixtureRequest) -> None:
     examples = request.config.getoption("--machine-runs")
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """What is in MLflow, brought back: by address, by MLflow itself, and for a run on an empty disk."""
 
+import functools
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,15 +15,18 @@ import pytest
 from flax import nnx
 
 import ckpt_callbacks as cc
+import loops
 from ckpt_callbacks.manifest import seal, tree_digest
 from ckpt_callbacks.record import record_from_json, record_to_json
 from ckpt_callbacks.testing import make_checkpoint
 from ckpt_callbacks_mlflow import MLflowTracker
 from ckpt_callbacks_mlflow.flavor import Loaded
 from embedded import aliases, client, models, opened, tracker, uri
-from loops import callbacks_in, local_steps, new_state, train
+from loops import local_steps, new_state, train
 
 SCORES = {0: 0.5, 1: 0.9, 2: 0.1, 3: 0.2}
+
+callbacks_in = functools.partial(loops.callbacks_in, drain_limit=60)  # on a busy machine too
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +64,7 @@ def test_an_address_names_a_checkpoint_that_is_on_no_disk_here(
 
     assert weight("mlflow:/digits@best") == 2.0
     assert weight("mlflow:/digits@last") == 4.0
+    assert weight("models:/digits@last") == 4.0
     assert weight(f"mlflow:/digits/{aliases(tmp_path)['best']}") == 2.0
     assert weight(f"mlflow:/runs/{run_id(tmp_path)}/2") == 3.0
     assert weight("mlflow:/digits@best", only="model") == 2.0
@@ -156,6 +161,25 @@ def test_weights_that_have_no_such_name_are_told(tmp_path: Path) -> None:
         store.put(replace(checkpoint, files=files), [])
 
 
+def test_weights_that_have_no_such_name_are_told_before_training(tmp_path: Path) -> None:
+    callbacks = callbacks_in(tmp_path / "run", tracker(tmp_path, send="weights"))
+
+    with pytest.raises(cc.ConfigError, match="send='weights' needs an item named"):
+        callbacks.run({"net": {"w": jnp.zeros(3)}}).__enter__()
+
+
+def test_a_run_can_not_go_on_from_weights_alone(tmp_path: Path) -> None:
+    trained(tmp_path, send="weights")
+
+    with pytest.raises(cc.UsageError, match=r"holds a part of the checkpoint only \(model\)"):
+        train(callbacks_in(tmp_path / "new"), 5, resume="mlflow:/digits@last")
+
+
+def test_an_address_is_no_directory_with_several_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(cc.ConfigError, match="names a checkpoint itself; leave out which=3"):
+        cc.restore("mlflow:/digits@best", like=new_state(), which=3)
+
+
 def test_a_reference_holds_no_bytes(tmp_path: Path) -> None:
     trained(tmp_path, send="reference")
 
@@ -175,6 +199,7 @@ def test_a_reference_holds_no_bytes(tmp_path: Path) -> None:
         ({"like": "a.b"}, "like must be 'package.module:function'"),
         ({"register_as": "a/b"}, "register_as must not contain"),
         ({"run_id": " "}, "run_id must be a name"),
+        ({"send": "reference", "predict": "a:b"}, "predict needs the weights"),
     ],
 )
 def test_an_option_that_is_wrong_is_told_at_once(options: dict[str, Any], message: str) -> None:
@@ -201,22 +226,28 @@ def apply(state: dict[str, Any], inputs: Any) -> Any:
     return np.asarray(state["model"](jnp.asarray(inputs)))
 
 
+def apply_module(model: Net, inputs: Any) -> Any:
+    return apply({"model": model}, inputs)
+
+
 def apply_plain(weights: dict[str, Any], inputs: Any) -> Any:
     layer = weights["layers"]["0"]
     return np.asarray(jnp.tanh(jnp.asarray(inputs) @ layer["kernel"] + layer["bias"]))
 
 
 @pytest.mark.parametrize("send", ["checkpoint", "weights"])
-@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize(
+    "functions", [("apply", "make"), ("apply_module", "Net"), ("apply_plain", None)]
+)
 def test_mlflow_loads_a_model_that_predicts_as_the_live_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, send: str, template: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    send: str,
+    functions: tuple[str, str | None],
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    name = Path(__file__).stem
-    options = {"predict": f"{name}:apply", "like": f"{name}:make"}
-    mirror = tracker(
-        tmp_path, send=send, **(options if template else {"predict": f"{name}:apply_plain"})
-    )
+    predict, like = (name and f"{Path(__file__).stem}:{name}" for name in functions)
+    mirror = tracker(tmp_path, send=send, predict=predict, like=like)
     state = {"model": Net(), "count": {"n": jnp.zeros(2)}}
     with callbacks_in(tmp_path / "run", mirror).run(state) as run:
         kernel = state["model"].layers[0].kernel
@@ -228,7 +259,7 @@ def test_mlflow_loads_a_model_that_predicts_as_the_live_one(
     loaded = mlflow.pyfunc.load_model("models:/digits@last")
 
     predicted = loaded.predict(inputs)
-    assert np.array_equal(predicted, apply(state, inputs))
+    assert np.array_equal(predicted, apply(state, inputs)), predicted
 
 
 def test_without_a_function_predict_says_which_option_is_missing(tmp_path: Path) -> None:
@@ -308,7 +339,7 @@ def test_what_was_pinned_or_measured_again_on_another_disk_is_known_here(tmp_pat
     known = {row.step: row for row in cc.checkpoints(root)}
     assert known.keys() == {0, 4, 5}
     assert "pinned" in known[0].reason
-    assert known[0].metrics == {"score": 0.5}
+    assert known[0].metrics == {"loss": 0.0, "score": 0.5}
     assert known[0].time == saved
     assert models(tmp_path).keys() == {0, 4, 5}
 

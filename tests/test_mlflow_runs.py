@@ -1,5 +1,6 @@
 """The run of MLflow: our own, or one that the user has open."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,14 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 import ckpt_callbacks as cc
+import loops
 from ckpt_callbacks.stores import MetricPoint, redact
 from ckpt_callbacks.testing import make_checkpoint
 from ckpt_callbacks_mlflow import MLflowTracker
 from embedded import client, models, opened, tracker, uri
-from loops import callbacks_in, train
+from loops import train
+
+callbacks_in = functools.partial(loops.callbacks_in, drain_limit=60)  # on a busy machine too
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +129,7 @@ def test_what_another_process_needs_is_known_before_the_server_answers(
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     tracker = MLflowTracker(run_id="0123")
 
-    tracker.entered()
+    tracker.entered(["model"])
 
     settings = tracker.settings()
     assert settings

@@ -1,7 +1,8 @@
 """Checkpoints in MLflow by their address.
 
 `mlflow:/NAME@ALIAS` and `mlflow:/NAME/VERSION` name a version of a registered model, and
-`mlflow:/runs/RUN_ID/STEP` the checkpoint of a step of a run. The server is the one that MLflow's
+`mlflow:/runs/RUN_ID/STEP` the checkpoint of a step of a run. MLflow's own `models:/NAME@ALIAS` is
+understood too. The server is the one that MLflow's
 own settings name, such as `MLFLOW_TRACKING_URI`.
 """
 
@@ -98,7 +99,7 @@ def _check_newest(client: MlflowClient, model: LoggedModel, address: str) -> Non
 
 
 def _resolve(client: MlflowClient, address: str) -> LoggedModel:
-    path = re.sub(r"^mlflow:/*", "", address)
+    path = re.sub(r"^(mlflow|models):/*", "", address)
     if match := re.fullmatch(r"runs/(\w+)/(\d+)", path):
         return _of_run(client, address, *match.groups())
     if match := re.fullmatch(r"([^/@]+)@([^/@]+)", path):

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-__all__ = ["FLAVOR", "WEIGHTS", "Models", "Send"]
+__all__ = ["FLAVOR", "WEIGHTS", "Models", "Send", "weights_among"]
 
 Send = Literal["checkpoint", "weights", "reference"]
 
@@ -199,13 +199,7 @@ class Models:
             return {}
         if self._send == "checkpoint":
             return dict(files)
-        weights = [item for item in _items(files) if item in WEIGHTS]
-        if not weights:
-            raise ConfigError(
-                f"MLflowTracker: send='weights' needs an item named {', '.join(WEIGHTS)}, but the "
-                f"items of the checkpoint are {', '.join(_items(files))}: give the weights that "
-                "name at the top level of the state"
-            )
+        weights = weights_among(_items(files))
         return {n: f for n, f in files.items() if "/" not in n or n.split("/")[0] in weights}
 
     def _describe(self, model: LoggedModel, checkpoint: Checkpoint, folder: Path) -> None:
@@ -243,6 +237,22 @@ import ckpt_callbacks as cc
 state = cc.restore("mlflow:/runs/{run_id}/{step}", like=state)
 ```
 """
+
+
+def weights_among(items: Sequence[str]) -> list[str]:
+    """Return the items that are weights.
+
+    Raises:
+        ConfigError: none is.
+    """
+    weights = [item for item in items if item in WEIGHTS]
+    if not weights:
+        raise ConfigError(
+            f"MLflowTracker: send='weights' needs an item named {' or '.join(WEIGHTS)}, but the "
+            f"items of the checkpoint are {', '.join(items)}: give the weights one of these names "
+            "at the top level of the state, as in {'params': …, 'opt_state': …}"
+        )
+    return weights
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -30,7 +30,7 @@ from ckpt_callbacks.stores import (
 from ckpt_callbacks_mlflow._connection import absolute, create_database, has_secret, set_deadlines
 from ckpt_callbacks_mlflow._fetch import known_of
 from ckpt_callbacks_mlflow._files import repository, send
-from ckpt_callbacks_mlflow._models import Models, Send
+from ckpt_callbacks_mlflow._models import Models, Send, weights_among
 from ckpt_callbacks_mlflow._names import as_key, as_tag
 from ckpt_callbacks_mlflow._registry import Registry, is_claimed, keeps
 from ckpt_callbacks_mlflow._runs import (
@@ -121,6 +121,10 @@ class MLflowTracker(Tracker):
             raise ConfigError(
                 f"MLflowTracker: register_as must not contain '/', ':' or a quote: {register_as!r}"
             )
+        if send == "reference" and predict:
+            raise ConfigError(
+                "MLflowTracker: predict needs the weights, but send='reference' sends no bytes"
+            )
         if send not in get_args(Send):
             raise ConfigError(f"MLflowTracker: send must be one of {get_args(Send)}, not {send!r}")
         for option, name in (("predict", predict), ("like", like)):
@@ -170,7 +174,9 @@ class MLflowTracker(Tracker):
             "keep": self.keep and policy_to_json(self.keep),
         }
 
-    def entered(self) -> None:
+    def entered(self, items: Sequence[str]) -> None:
+        if self._send == "weights":
+            weights_among(items)
         # Which run is open is known to this thread only. Where mlflow is not imported there is
         # none, and where it is just being imported, on a worker's thread, it has no functions yet.
         mlflow = sys.modules.get("mlflow")
