@@ -133,9 +133,11 @@ class Worker:
     def _work(self) -> None:
         while not self._abandoned.is_set():
             self._wake.clear()
+            # Before the round: what came with the word to finish may have come during it.
+            finishing = self._finishing.is_set()
             busy = self._round()
             idle = not busy and self._failures.keys() <= {"close"}
-            if idle and self._finishing.is_set() and self._try("close", self._close):
+            if idle and finishing and self._try("close", self._close):
                 self._done.set()
                 return
             if not busy:

@@ -21,7 +21,9 @@ from ckpt_callbacks import engine, orbax_io, recovery, verification
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.inbox import Pinned, submit
 from ckpt_callbacks.ledger import Ledger
+from ckpt_callbacks.stores import Overview
 from ckpt_callbacks.testing import MemoryStore
+from ckpt_callbacks.worker import Worker
 from loops import KEEP, advance, callbacks_in, local_steps, new_state, train, weight
 
 HERE = Path(__file__).parent
@@ -604,3 +606,31 @@ def test_a_forked_child_changes_nothing(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[0] ['0.json']", "[0, 1]"]
+
+
+def test_what_comes_while_a_store_is_busy_at_the_end_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had looked for work before, and was told to finish since."""
+    shown, ending = threading.Event(), threading.Event()
+
+    class Busy(MemoryStore):
+        def show(self, overview: Overview) -> None:
+            shown.set()
+            assert ending.wait(60)
+
+    finish = Worker.finish
+
+    def finish_and_tell(self: Worker, status: str) -> None:
+        finish(self, status)
+        ending.set()
+
+    monkeypatch.setattr(Worker, "finish", finish_and_tell)
+    store = Busy()
+    with callbacks_in(tmp_path, store).run(new_state()) as run:
+        assert shown.wait(60)
+        run.on_step(0, new_state(), {"loss": 1.0})
+
+    assert [point.step for point in store.points] == [0]
+    assert store.copies.keys() == {0}
+    assert store.aliases == {"last": 0}

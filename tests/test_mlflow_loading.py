@@ -33,7 +33,7 @@ callbacks_in = functools.partial(loops.callbacks_in, drain_limit=60)  # on a bus
 def _server(tmp_path: Path) -> Iterator[None]:
     mlflow.set_tracking_uri(uri(tmp_path))
     yield
-    mlflow.set_tracking_uri("")
+    mlflow.set_tracking_uri(None)
 
 
 def trained(folder: Path, **options: Any) -> MLflowTracker:

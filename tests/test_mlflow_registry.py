@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from ckpt_callbacks.stores import Overview, Rank, Shown
 from ckpt_callbacks.testing import make_checkpoint
 from ckpt_callbacks_mlflow import MLflowTracker
-from embedded import aliases, client, models, opened, tracker
+from embedded import aliases, client, models, opened, tracker, uri
 
 ONE, OTHER = "0123456789ab", "ba9876543210"
 
@@ -71,7 +72,11 @@ def test_a_name_that_a_person_gave_away_is_left_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["copy", "model", "copy within"])
-def test_a_checkpoint_that_a_person_promoted_elsewhere_stays(tmp_path: Path, how: str) -> None:
+def test_a_checkpoint_that_a_person_promoted_elsewhere_stays(
+    tmp_path: Path, how: str, request: pytest.FixtureRequest
+) -> None:
+    mlflow.set_tracking_uri(uri(tmp_path))  # where MLflow looks up `models:/`
+    request.addfinalizer(lambda: mlflow.set_tracking_uri(None))
     store = with_version(tmp_path, ONE)
     registry, model = client(tmp_path), models(tmp_path)[7]
     if how == "model":

@@ -28,7 +28,7 @@ def _global_state(tmp_path: Path) -> Iterator[None]:
     yield
     while mlflow.active_run():
         mlflow.end_run()
-    mlflow.set_tracking_uri("")
+    mlflow.set_tracking_uri(None)
 
 
 def runs(folder: Path) -> dict[str, str]:
