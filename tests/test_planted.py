@@ -319,7 +319,7 @@ BUGS = [
         CONTRACT,
         "test_mlflow_registry.py::test_what_a_person_keeps_is_not_deleted[alias]",
         REGISTRY,
-        "if any(not _is_ours(n) for n in names) or keeps",
+        "if any(not _is_ours(n, version.tags) for n in names) or keeps",
         "if keeps",
     ),
     Bug(
