@@ -127,13 +127,14 @@ def test_what_another_process_needs_is_known_before_the_server_answers(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     mlflow.set_tracking_uri("http://127.0.0.1:9")
-    tracker = MLflowTracker(run_id="0123")
+    tracker = MLflowTracker(run_id="0123", tags={"team": "vision"})
 
     tracker.entered(["model"])
 
     settings = tracker.settings()
     assert settings
     assert (settings["run_id"], settings["tracking_uri"]) == ("0123", "http://127.0.0.1:9")
+    assert settings["tags"] == {"team": "vision"}
     assert tracker.hint().startswith("http://127.0.0.1:9/#/experiments/")
 
 
@@ -210,6 +211,16 @@ def test_an_infinite_metric_is_not_sent_and_a_tag_tells_of_it(tmp_path: Path) ->
     assert run.data.metrics["odd"] != run.data.metrics["odd"]
     assert "loss" not in run.data.metrics
     assert run.data.tags["ckpt_callbacks_not_finite.loss"] == "inf at step 3"
+
+
+def test_of_each_run_in_sequence_a_tag_tells_of_infinite_metrics(tmp_path: Path) -> None:
+    store = MLflowTracker()
+    for step in (0, 1):
+        with mlflow.start_run() as run:
+            opened(tmp_path, store)
+            store.log_metrics([MetricPoint(step, 1.0, {"loss": float("inf")})])
+        tags = client(tmp_path).get_run(run.info.run_id).data.tags
+        assert tags["ckpt_callbacks_not_finite.loss"] == f"inf at step {step}"
 
 
 def test_a_checkpoint_has_its_metrics_reason_and_aliases(tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ class MLflowTracker(Tracker):
             "artifact_location": absolute(self._artifact_location),
             "run_name": self._run_name,
             "run_id": self._adopts,
+            "tags": self._tags,
             "send": self._send,
             **self._flavor,
             "keep": self.keep and policy_to_json(self.keep),
@@ -196,7 +197,7 @@ class MLflowTracker(Tracker):
         from mlflow.tracking import get_tracking_uri
 
         set_deadlines()
-        self._info, self._ranks = run, {}
+        self._info, self._ranks, self._not_finite = run, {}, {}
         self._uri = self._uri or self._tracking_uri or get_tracking_uri()
         if not run.reading:
             create_database(self._uri, run.run_id)
