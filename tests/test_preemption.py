@@ -278,6 +278,21 @@ def test_a_run_is_told_though_the_one_around_it_was_left_before(tmp_path: Path) 
     assert (done.returncode, done.stdout) == (0, told), done.stderr
 
 
+CHAINED = NESTED.replace(
+    "first.__exit__(None, None, None)",
+    "before = signal.getsignal(signal.SIGTERM)\n"
+    "signal.signal(signal.SIGTERM, lambda number, frame: before(number, frame))\n"
+    "first.__exit__(None, None, None)",
+)
+
+
+def test_a_handler_that_calls_ours_ends_the_process_after_the_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHAINED, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "left\n"), done.stderr
+
+
 def test_in_a_distributed_run_the_runtime_takes_the_notice(tmp_path: Path) -> None:
     """One process of `jax.distributed`: the runtime's own handler agrees on a step with itself."""
     before = """
