@@ -20,10 +20,11 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
-from ckpt_callbacks.stores import Checkpoint, File
+from ckpt_callbacks.errors import CheckpointNotFound
+from ckpt_callbacks.payload import Send, chosen
+from ckpt_callbacks.stores import Checkpoint
 from ckpt_callbacks_mlflow._fetch import (
     KNOWN_TAG,
     MANIFEST,
@@ -41,17 +42,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-__all__ = ["FLAVOR", "WEIGHTS", "Models", "Send", "weights_among"]
+__all__ = ["FLAVOR", "Models"]
 
-Send = Literal["checkpoint", "weights", "reference"]
-
-WEIGHTS = ("model", "params", "weights")
-"""Items of a checkpoint that are weights."""
 FLAVOR = "ckpt_callbacks"
 _REASON_TAG = "ckpt_callbacks_reason"
 _ALIASES_TAG = "ckpt_callbacks_aliases"
 _NOT_FINITE_TAG = "ckpt_callbacks_not_finite"
-
 
 _LONGEST = 5000  # characters of a tag; less than MLflow's own limit
 
@@ -107,7 +103,7 @@ class Models:
         The second value tells whether it is no second copy of all bytes: hard links, or a part.
         """
         model = found or self._create(checkpoint)
-        files = self._chosen(checkpoint.files)
+        files = chosen("MLflowTracker", checkpoint.files, self._send)
         linked = False
         if not is_ready(model):
             store = repository(model.artifact_location, self._tracking_uri)
@@ -193,15 +189,6 @@ class Models:
             model_type="orbax-checkpoint",
         )
 
-    def _chosen(self, files: Mapping[str, File]) -> dict[str, File]:
-        """Return the files that are sent."""
-        if self._send == "reference":
-            return {}
-        if self._send == "checkpoint":
-            return dict(files)
-        weights = weights_among(_items(files))
-        return {n: f for n, f in files.items() if "/" not in n or n.split("/")[0] in weights}
-
     def _describe(self, model: LoggedModel, checkpoint: Checkpoint, folder: Path) -> None:
         """Write what lies beside the checkpoint into `folder`."""
         from mlflow.models import Model
@@ -239,22 +226,6 @@ state = cc.restore("mlflow:/runs/{run_id}/{step}", like=state)
 """
 
 
-def weights_among(items: Sequence[str]) -> list[str]:
-    """Return the items that are weights.
-
-    Raises:
-        ConfigError: none is.
-    """
-    weights = [item for item in items if item in WEIGHTS]
-    if not weights:
-        raise ConfigError(
-            f"MLflowTracker: send='weights' needs an item named {' or '.join(WEIGHTS)}, but the "
-            f"items of the checkpoint are {', '.join(items)}: give the weights one of these names "
-            "at the top level of the state, as in {'params': …, 'opt_state': …}"
-        )
-    return weights
-
-
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
@@ -274,7 +245,3 @@ def _tags(
         **{f"{KNOWN_TAG}.{n}" if n else KNOWN_TAG: part for n, part in enumerate(parts)},
         f"{KNOWN_TAG}.{len(parts)}": "",  # it may have been longer
     }
-
-
-def _items(files: Mapping[str, File]) -> list[str]:
-    return sorted({name.split("/")[0] for name in files if "/" in name})

@@ -9,11 +9,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks import page
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.extras import load, require
+from ckpt_callbacks.payload import Send, as_send, weights_among
 from ckpt_callbacks.policy import KeepPolicy, as_keep
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import (
@@ -30,7 +31,7 @@ from ckpt_callbacks.stores import (
 from ckpt_callbacks_mlflow._connection import absolute, create_database, has_secret, set_deadlines
 from ckpt_callbacks_mlflow._fetch import known_of
 from ckpt_callbacks_mlflow._files import repository, send
-from ckpt_callbacks_mlflow._models import Models, Send, weights_among
+from ckpt_callbacks_mlflow._models import Models
 from ckpt_callbacks_mlflow._names import as_key, as_tag
 from ckpt_callbacks_mlflow._registry import Registry, is_claimed, keeps
 from ckpt_callbacks_mlflow._runs import (
@@ -125,8 +126,7 @@ class MLflowTracker(Tracker):
             raise ConfigError(
                 "MLflowTracker: predict needs the weights, but send='reference' sends no bytes"
             )
-        if send not in get_args(Send):
-            raise ConfigError(f"MLflowTracker: send must be one of {get_args(Send)}, not {send!r}")
+        self._send = as_send("MLflowTracker", send)
         for option, name in (("predict", predict), ("like", like)):
             if name is not None and not _FUNCTION.fullmatch(name):
                 raise ConfigError(
@@ -140,7 +140,6 @@ class MLflowTracker(Tracker):
         self._run_name = run_name
         self._run_id = run_id
         self._tags = {str(k): str(v) for k, v in (tags or {}).items()}
-        self._send: Send = send
         self._flavor = {k: v for k, v in (("predict", predict), ("like", like)) if v}
         # From here on what `entered` and `open` find out.
         self._adopts = run_id
@@ -177,7 +176,7 @@ class MLflowTracker(Tracker):
 
     def entered(self, items: Sequence[str]) -> None:
         if self._send == "weights":
-            weights_among(items)
+            weights_among("MLflowTracker", items)
         # Which run is open is known to this thread only. Where mlflow is not imported there is
         # none, and where it is just being imported, on a worker's thread, it has no functions yet.
         mlflow = sys.modules.get("mlflow")

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.payload import WEIGHTS
 from ckpt_callbacks.reading import read_alone
 from ckpt_callbacks.record import record_from_json
 from ckpt_callbacks_mlflow._fetch import MANIFEST
 from ckpt_callbacks_mlflow._files import FOLDER
-from ckpt_callbacks_mlflow._models import FLAVOR, WEIGHTS
+from ckpt_callbacks_mlflow._models import FLAVOR
 
 __all__ = ["Loaded"]
 
