@@ -41,6 +41,9 @@ def info_of(
     store: str,
     config: Mapping[str, Any] | None,
     rank: Callable[[str, int], Rank | None] = lambda alias, step: None,
+    *,
+    sending: bool = False,
+    drain_limit: float = 60.0,
 ) -> RunInfo:
     """Return what a store of `run` is opened with: to read only if there is no `config`."""
     reading = config is None
@@ -52,6 +55,8 @@ def info_of(
         remembered={k: v for k, v in run.stores.get(store, {}).items() if k != "title"},
         reading=reading,
         rank=rank,
+        sending=sending,
+        drain_limit=drain_limit,
     )
 
 

@@ -66,6 +66,8 @@ class Engine:
         sample: seconds between two samples of the machine; `None` for none.
         latest: returns the step that the loop is at, `None` before the first.
         clock: the clocks.
+        sending: whether the stores are to send what they only hold for later.
+        drain_limit: seconds that each store may take at the end.
 
     Raises:
         ConfigError: the directory cannot be written, or holds foreign checkpoints.
@@ -89,6 +91,8 @@ class Engine:
         sample: float | None = None,
         latest: Callable[[], Any] = lambda: None,
         clock: Clock | None = None,
+        sending: bool = False,
+        drain_limit: float = 60.0,
     ) -> None:
         self.directory = directory
         self._training = training
@@ -111,9 +115,8 @@ class Engine:
             )
             self._exit.callback(ledger.close)
             recover(ledger)
-            infos = [
-                info_of(directory, ledger.run, store.name, config, ledger.rank) for store in stores
-            ]
+            about = partial(info_of, sending=sending, drain_limit=drain_limit)
+            infos = [about(directory, ledger.run, s.name, config, ledger.rank) for s in stores]
             repair = partial(copy_from, list(zip(stores, infos, strict=True)))
             chosen = choose(ledger, resume, discard_newer, repair) if training else ledger.newest()
             self.resumed = chosen

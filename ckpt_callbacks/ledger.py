@@ -23,7 +23,7 @@ from ckpt_callbacks.plan import Action
 from ckpt_callbacks.policy import Candidate, KeepPolicy
 from ckpt_callbacks.record import Change, Copy, File, Gone, Record, RunFile, record_to_json
 from ckpt_callbacks.retention import Decision, policy_to_json
-from ckpt_callbacks.situation import Situation, candidate
+from ckpt_callbacks.situation import Situation, candidate, is_waiting
 from ckpt_callbacks.stores import Checkpoint, Known, Listing, Overview, Rank
 
 __all__ = ["Ledger"]
@@ -164,12 +164,13 @@ class Ledger:
             return self.situation.overview(store, self.directory.root.name, self._gone)
 
     @contextmanager
-    def reading(self, step: int) -> Iterator[Checkpoint | None]:
+    def reading(self, step: int, store: str) -> Iterator[Checkpoint | None]:
         """Hold a step in the directory while a store reads it; `None` if it is gone."""
         with self._mutex:
             self._check_open()
             record = self._records.get(step)
-            if record is None or record.state != "complete" or record.lost:
+            lost = record is not None and record.lost and not is_waiting(record, store)
+            if record is None or record.state != "complete" or lost:
                 record = None
             else:
                 self._leases[step] = self._leases.get(step, 0) + 1
@@ -205,7 +206,7 @@ class Ledger:
         """
         with self._mutex:
             old = self._records.get(step)
-            copies = {k: replace(c, state="pending") for k, c in old.copies.items()} if old else {}
+            copies = {k: _pending(c) for k, c in old.copies.items()} if old else {}
             self._write(
                 Record(
                     step=step,
@@ -373,14 +374,17 @@ class Ledger:
         """
         with self._mutex:
             for step, copy in listing.copies.items():
-                if store not in (self._records[step].copies if step in self._records else ()):
+                known_copy = (
+                    self._records[step].copies.get(store) if step in self._records else None
+                )
+                if known_copy is None or (copy.state == "pending" != known_copy.state):
                     self._found(store, step, copy, listing.known.get(step))
             known = self._run.aliases.get(store, {})
             names = dict(listing.aliases) if listing.exact else {**known, **listing.aliases}
             if listing.exact:
                 for step, record in list(self._records.items()):
                     if store in record.copies and step not in listing.copies:
-                        pending = replace(record.copies[store], state="pending")
+                        pending = _pending(record.copies[store])
                         self._write(replace(record, copies={**record.copies, store: pending}))
             if names != known:
                 self._alias(store, names)
@@ -397,7 +401,7 @@ class Ledger:
             if known.pinned:
                 self._write_run(pins=self._run.pins | {step})
         elif record and record.files and known and tree_digest(record.files) != known.digest:
-            copy = replace(copy, state="pending")  # of other bytes: it is to be replaced
+            copy = _pending(copy)  # of other bytes: it is to be replaced
         if record:
             self._write(replace(record, copies={**record.copies, store: copy}))
 
@@ -426,7 +430,7 @@ class Ledger:
         """A copy is about to go. Until it is known whether it did, nothing builds on it."""
         with self._mutex:
             record = self._records[step]
-            copy = replace(record.copies[store], state="pending")
+            copy = _pending(record.copies[store])
             self._write(replace(record, copies={**record.copies, store: copy}))
 
     def deleted(self, store: str, step: int) -> None:
@@ -498,3 +502,8 @@ class Ledger:
                 self.directory.write_run(run)
                 self._run = run
                 self._situation = None
+
+
+def _pending(copy: Copy) -> Copy:
+    """Return a copy on which nothing builds any more."""
+    return replace(copy, state="pending", shared=False)

@@ -132,7 +132,7 @@ def sync(
     unsent = dict.fromkeys(sorted(missing), "what there is: it can not be made again here")
     while True:
         try:
-            return unsent | _act_as_owner(run_directory, there, deadline)[1]
+            return unsent | _act_as_owner(run_directory, there, deadline, sending=True)[1]
         except DirectoryLocked as error:
             # Another one that is there for a moment only, such as to pin a step, is waited for.
             if run_directory.is_taken() or time.monotonic() > deadline:
@@ -164,7 +164,11 @@ def _ask(
 
 
 def _act_as_owner(
-    directory: RunDirectory, stores: Sequence[Store] | None, deadline: float
+    directory: RunDirectory,
+    stores: Sequence[Store] | None,
+    deadline: float,
+    *,
+    sending: bool = False,
 ) -> tuple[Engine, dict[str, str]]:
     """Own the directory until all is done, and return what each store still lacks."""
     run = directory.open_run()
@@ -175,6 +179,8 @@ def _act_as_owner(
         {},
         Hooks([]),
         training=False,
+        sending=sending,
+        drain_limit=max(0.1, deadline - time.monotonic()),
     )
     engine.begin()
     # As the loop left it, or else it was killed: nobody is in it now.

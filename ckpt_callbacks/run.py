@@ -107,6 +107,7 @@ class Run(Generic[S]):
                 sample=self._system_metrics,
                 latest=self._latest_step,
                 clock=self._clock,
+                drain_limit=self._drain_limit,
             )
             self._saved_at = self._clock.monotonic()
             if engine.resumed:

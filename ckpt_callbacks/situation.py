@@ -24,7 +24,7 @@ from ckpt_callbacks.retention import (
 )
 from ckpt_callbacks.stores import Curve, Overview, Rank, Shown
 
-__all__ = ["Situation", "candidate"]
+__all__ = ["Situation", "candidate", "is_waiting"]
 
 _Inputs = tuple[KeepPolicy, list[Candidate], Decision, View, set[int]]
 
@@ -32,6 +32,12 @@ _Inputs = tuple[KeepPolicy, list[Candidate], Decision, View, set[int]]
 def candidate(record: Record) -> Candidate:
     """Return a record as policies see it."""
     return Candidate(record.step, record.metrics, record.time)
+
+
+def is_waiting(record: Record, store: str) -> bool:
+    """Return whether a store holds the files of a checkpoint itself, and has to send them yet."""
+    copy = record.copies.get(store)
+    return copy is not None and copy.state == "pending" and copy.shared
 
 
 @dataclass(frozen=True)
@@ -166,13 +172,18 @@ class Situation:
         in the store may be the only one left.
         """
         held = self.view(store).held
-        if lost := [r for s, r in self.records.items() if r.lost and s in held]:
+        lost = [r for s, r in self.records.items() if r.lost and s in held]
+        if lost := lost + self._waiting(store):
             return self.decide([*self.readable, *lost])
         return self.decision
+
+    def _waiting(self, store: str) -> list[Record]:
+        """Return the steps that a store can send although their local files are gone."""
+        return [r for r in self.records.values() if r.lost and is_waiting(r, store)]
 
     def _inputs(self, store: str, decision: Decision) -> _Inputs:
         """Return what the plan of a store depends on."""
         history = [candidate(r) for r in self.records.values()]
         own = narrow(decision, self.policy, self.stores.get(store), history, self.run.pins)
-        readable = {r.step for r in self.readable}
+        readable = {r.step for r in [*self.readable, *self._waiting(store)]}
         return self.policy, history, own, self.view(store), readable

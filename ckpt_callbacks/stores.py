@@ -68,6 +68,10 @@ class RunInfo:
     """Whether only `listing` and `get` will follow: nothing is to be begun or changed."""
     rank: Callable[[str, int], Rank | None] = lambda alias, step: None
     """Tells what ranks a step for an alias; `None` where nothing does, as for `last`."""
+    sending: bool = False
+    """Whether somebody asks for all that is `staged` to be sent now."""
+    drain_limit: float = 60.0
+    """Seconds that `close` may take, and whatever still goes on when the process ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +115,11 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a store holds of one run, complete copies only."""
+    """What a store holds of one run."""
 
     copies: Mapping[int, Copy]
+    """`pending` and `shared` is one whose files the store holds on this machine and has to send:
+    it does so when it is asked to `put` it, even if they are no longer in the directory."""
     aliases: Mapping[str, int]
     exact: bool = False
     """Whether what is not listed is certainly not there; a service's listing may lag."""

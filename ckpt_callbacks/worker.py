@@ -272,7 +272,7 @@ class Worker:
         name, ledger = self.store.name, self._ledger
         match action:
             case Publish(step, aliases):
-                with ledger.reading(step) as checkpoint:
+                with ledger.reading(step, name) as checkpoint:
                     if checkpoint is None:
                         return False
                     hit("publish-begins")
