@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from ckpt_callbacks_wandb.testing import wandb_server
+
+__all__ = ["wandb_server"]  # a fixture
+
 pytest.register_assert_rewrite("ckpt_callbacks.testing")
 
 
