@@ -78,7 +78,7 @@ def test_it_ends_with_the_table_and_how_to_open_the_trackers(finished: Any) -> N
     for word in ("step", "val_accuracy", "kept because", "best #1", "latest #1", "local, MLflow"):
         assert word in printed
     assert "mlflow ui --backend-store-uri sqlite:///" in printed
-    assert "wandb sync" in printed
+    assert "ckpt-callbacks sync" in printed
 
 
 def test_every_place_holds_exactly_the_kept_steps(finished: Any) -> None:

@@ -291,7 +291,7 @@ def test_what_is_remembered_of_stores_makes_them_again(tmp_path: Path) -> None:
     callbacks = cc.Callbacks(
         cc.OrbaxCheckpoint(root, save=cc.EveryNSteps(1), keep=KEEP),
         MLflowTracker("digits", tracking_uri="sqlite:///mlflow.db", register_as="digits"),
-        WandbTracker("digits", keep=best),
+        WandbTracker("digits", mode="offline", keep=best),
         drain_limit=100,
     )
     train(callbacks, 4, {1: 0.9})

@@ -18,7 +18,7 @@ from ckpt_callbacks_wandb import WandbTracker
 
 def opened(tmp_path: Path, **options: str) -> WandbTracker:
     (tmp_path / "scratch").mkdir(exist_ok=True)
-    store = WandbTracker(project="digits", dir=tmp_path / "logs", **options)  # type: ignore[arg-type]
+    store = WandbTracker(project="digits", mode="offline", dir=tmp_path / "logs", **options)  # type: ignore[arg-type]
     store.open(RunInfo("0123456789ab", "my run", {"lr": 0.1}, tmp_path / "scratch", {}))
     return store
 
@@ -27,7 +27,7 @@ class TestOffline(TrackerContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Callable[[], WandbTracker]:
         self.logs = tmp_path / "logs"
-        return lambda: WandbTracker(project="digits", dir=self.logs)
+        return lambda: WandbTracker(project="digits", mode="offline", dir=self.logs)
 
     def logged_files(self, store: Tracker) -> dict[str, bytes]:
         return wandb_log.files(self.logs)
@@ -69,7 +69,7 @@ def test_files_are_held_until_the_checkpoint_is_no_longer_wanted(tmp_path: Path)
 
     store.delete(1)
 
-    assert [p.name for p in (tmp_path / "scratch").iterdir()] == ["2"]
+    assert [p.name for p in (tmp_path / "scratch").iterdir() if p.is_dir()] == ["2"]
     store.close("finished")
 
 
@@ -93,7 +93,7 @@ from ckpt_callbacks.testing import make_checkpoint
 from ckpt_callbacks_wandb import WandbTracker
 
 root = Path(sys.argv[1])
-store = WandbTracker(project="digits", dir=root / "logs")
+store = WandbTracker(project="digits", mode="offline", dir=root / "logs")
 (root / "scratch").mkdir()
 store.open(RunInfo("0123456789ab", "run", {}, root / "scratch", {}))
 store.put(make_checkpoint(root, 7), ["last"])
@@ -154,8 +154,14 @@ def test_what_did_not_reach_the_log_is_not_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"project": ""}, "project must not be empty"),
-        ({"project": "p", "mode": "online"}, "mode 'online' is not supported; use 'offline'"),
+        ({"project": ""}, "project must be a name, not ''"),
+        ({"run_id": " "}, "run_id must be a name, not ' '"),
+        ({"mode": "shared"}, r"mode must be one of \('online', 'offline'\), not 'shared'"),
+        ({"send": "all"}, r"send must be one of \('checkpoint', 'weights', 'reference'\)"),
+        ({"link_to": "digits"}, "link_to must be a collection such as 'wandb-registry-model/digi"),
+        ({"reference": "gs://b/x"}, "needs send='reference'; it is 'gs://b/x' with send='check"),
+        ({"send": "reference", "reference": "/x"}, "reference must be a URI such as 'gs://"),
+        ({"ttl": 0}, "ttl must be positive, not 0"),
         ({"project": "p", "artifact": "a/b"}, "artifact 'a/b' must be letters, digits"),
     ],
 )

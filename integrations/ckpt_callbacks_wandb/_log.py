@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Artifact", "Log", "Row", "Saved", "logs_of"]
+__all__ = ["LOG_SECONDS", "Artifact", "Log", "Row", "Saved", "logs_of"]
 
 _BLOCK, _FILE_HEADER, _CHUNK_HEADER = 32 * 1024, 7, struct.Struct("<IHB")
 _FULL, _LAST = 1, 4
 _POLL_SECONDS = 0.02
+
+LOG_SECONDS = 60.0
+"""How long to wait for something to arrive in W&B's log before trying again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,16 @@ class Log:
 
     path: Path
     _at: int = field(default=_FILE_HEADER, repr=False)
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the server got it as it grew."""
+        return not self.path.parent.name.startswith("offline-")
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether a person sent it with `wandb sync`, which leaves this mark."""
+        return self.path.with_name(f"{self.path.name}.synced").exists()
 
     def new(self) -> Iterator[Artifact | Row | Saved]:
         """Yield what came since the last call; an incomplete end is left for the next."""
@@ -96,9 +109,13 @@ class Log:
 
 
 def logs_of(folder: Path, run_id: str = "*") -> list[Log]:
-    """Return the logs of all starts of an offline run, oldest first."""
-    found = folder.glob(f"offline-run-*-{run_id}/run-*.wandb")
-    return [Log(path) for path in sorted(found, key=lambda p: p.parent.name)]
+    """Return the logs of all starts of a run, oldest first."""
+    found = folder.glob(f"*run-*-{run_id}/run-*.wandb")
+    return [Log(path) for path in sorted(found, key=_began)]
+
+
+def _began(path: Path) -> str:
+    return path.parent.name.removeprefix("offline-")
 
 
 def _parse(content: bytes) -> Artifact | Row | Saved | None:

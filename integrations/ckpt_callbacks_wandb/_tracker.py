@@ -1,217 +1,279 @@
-"""The W&B store in offline mode: what is logged goes to W&B's own log file, to be synced later."""
+"""The W&B tracker: one run of W&B, and what is held there or for later."""
 
 from __future__ import annotations
 
 import glob
-import json
+import netrc
 import os
 import re
 import shutil
-from collections import deque
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ckpt_callbacks.directory import replace_text
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
-from ckpt_callbacks.manifest import files_in, link_tree
+from ckpt_callbacks.payload import Send, as_send, weights_among
 from ckpt_callbacks.policy import KeepPolicy, as_keep
 from ckpt_callbacks.retention import policy_to_json
-from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, RunInfo, Tracker
-from ckpt_callbacks_wandb._log import Artifact, Log, Row, Saved, logs_of
+from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, Overview, RunInfo, Tracker
+from ckpt_callbacks_wandb._address import QUERY_SECONDS
+from ckpt_callbacks_wandb._client import forget
+from ckpt_callbacks_wandb._fetch import fetch
+from ckpt_callbacks_wandb._held import Held
+from ckpt_callbacks_wandb._link import Link
+from ckpt_callbacks_wandb._log import LOG_SECONDS, Log, Saved
+from ckpt_callbacks_wandb._offline import Offline
+from ckpt_callbacks_wandb._online import Online
+from ckpt_callbacks_wandb._rows import Rows
+from ckpt_callbacks_wandb._versions import Versions
 
 if TYPE_CHECKING:
     import wandb
 
 __all__ = ["WandbTracker"]
 
-STEP_KEY = "trainer/step"
+Mode = Literal["online", "offline"]
+
 ARTIFACTS = "artifacts"
 """The folder among the files of W&B's run that has those of the user."""
 FLUSH_SECONDS = 0.1
 """How often W&B writes its log. Its default of 15 s is how much a kill may lose."""
-LOG_SECONDS = 60.0
-"""How long to wait for something to arrive in W&B's log before trying again."""
+INIT_SECONDS = 30.0
+"""How long to wait for the server when the run is opened."""
 
-_MOST_REPEATED = 2000
-"""How many rows may come once more after a kill: more than the worker sends at a time."""
+_open: dict[str, wandb.Run] = {}
+"""The runs of ours that are open in this process, by id. W&B opens none twice."""
+
+_CLIENTS = {"gs": ("google.cloud.storage", "gcp"), "s3": ("boto3", "aws")}
+"""What W&B's client needs for references to a kind of place, and its extra."""
 
 _EXIT_CODE = {"finished": 0, "failed": 1, "killed": 255, "preempted": 255}
 
 
 class WandbTracker(Tracker):
-    """Logs metrics and kept checkpoints to W&B, in offline mode.
+    """Logs metrics and kept checkpoints to W&B.
+
+    A run that is open on the thread of the loop (`wandb.init()`) is used and left open, if it is
+    of the same project; so is the one named by `run_id`. Else one is made, and goes on when
+    training does. Of metrics in a run that you opened a kill may lose what W&B has not written to
+    its own log yet: 15 s, unless you gave it another `x_transaction_log_flush_interval`.
 
     Args:
-        project: name of the project.
-        mode: `offline` is the only one so far.
+        project: name of the project; that of the run that is used, or else W&B's own default
+            (`WANDB_PROJECT`), if not given.
+        mode: `online`, or `offline` to hold all for `ckpt-callbacks sync` or the next online run;
+            W&B's own default (`WANDB_MODE`, or `online`) if not given.
         entity: user or team; W&B's default if not given.
         artifact: name of the artifact; that of the run directory if not given.
+        link_to: collection of the registry that has a link to what `link` names, such as
+            `wandb-registry-model/digits`.
+        link: the alias that is followed there.
         run_name: name of the run; that of the run directory if not given.
+        run_id: of the run of W&B to use.
+        group: of the run.
+        job_type: of the run.
+        tags: of the run.
         dir: where W&B keeps its files; W&B's default (`WANDB_DIR`, or `./wandb`) if not given.
+        send: of a checkpoint, all of it (`checkpoint`), its items that are weights (`weights`:
+            those named `model`, `params` or `weights`), or where it is and no bytes (`reference`).
+        reference: for `send="reference"`, the URI at which others find the run directory, such as
+            `gs://bucket/runs/digits`; its path on this machine if not given.
+        ttl: how long W&B keeps a version, as a safety net: what is kept that long is gone then.
         keep: of the checkpoints that are kept, hold only those that this policy keeps, such as
             `BestN(1, "val_accuracy", mode="max", pending=0)`; all if not given.
 
     Raises:
         MissingExtra: wandb is not installed.
-        ConfigError: a name or the mode is not one that W&B takes, or `keep` is no policy.
+        ConfigError: an option is not as said above.
     """
 
     name = "wandb"
     title = "W&B"
-    put_moves_aliases = True
+    put_moves_aliases = False
 
     def __init__(
         self,
-        project: str,
+        project: str | None = None,
         *,
-        mode: Literal["offline"] = "offline",
+        mode: Mode | None = None,
         entity: str | None = None,
         artifact: str | None = None,
+        link_to: str | None = None,
+        link: str = "best",
         run_name: str | None = None,
+        run_id: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] = (),
         dir: str | os.PathLike[str] | None = None,
+        send: Send = "checkpoint",
+        reference: str | None = None,
+        ttl: timedelta | float | None = None,
         keep: KeepPolicy | None = None,
     ) -> None:
         require("wandb", extra="wandb", who="WandbTracker")
-        if not project:
-            raise ConfigError("WandbTracker: project must not be empty")
-        if mode != "offline":
-            raise ConfigError(f"WandbTracker: mode {mode!r} is not supported; use 'offline'")
+        names = {"project": project, "entity": entity, "run_id": run_id, "link": link}
+        for option, name in names.items():
+            if name is not None and (not isinstance(name, str) or not name.strip()):
+                raise ConfigError(f"WandbTracker: {option} must be a name, not {name!r}")
+        if mode is not None and mode not in get_args(Mode):
+            raise ConfigError(f"WandbTracker: mode must be one of {get_args(Mode)}, not {mode!r}")
         if artifact is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", artifact):
             raise ConfigError(
                 f"WandbTracker: artifact {artifact!r} must be letters, digits, '_', '-' and '.'"
             )
+        if link_to is not None and not re.fullmatch(r"([^/:]+/){1,2}[\w.-]+", link_to):
+            raise ConfigError(
+                "WandbTracker: link_to must be a collection such as "
+                f"'wandb-registry-model/digits', not {link_to!r}"
+            )
+        if reference is not None and (send != "reference" or "://" not in reference):
+            raise ConfigError(
+                "WandbTracker: reference must be a URI such as 'gs://bucket/runs/digits', and "
+                f"needs send='reference'; it is {reference!r} with send={send!r}"
+            )
+        if reference and (needed := _CLIENTS.get(reference.partition(":")[0])):
+            module, extra = needed
+            if find_spec(module) is None:
+                raise ConfigError(
+                    f"WandbTracker: for a reference to {reference} W&B's client needs the package "
+                    f"{module}: pip install 'wandb[{extra}]'"
+                )
         self.keep = as_keep("WandbTracker", keep)
+        self._ttl = ttl if isinstance(ttl, timedelta | None) else timedelta(seconds=ttl)
+        if self._ttl is not None and self._ttl <= timedelta():
+            raise ConfigError(f"WandbTracker: ttl must be positive, not {ttl!r}")
+        self._send = as_send("WandbTracker", send)
         self._project = project
         self._entity = entity
+        self._mode = mode
         self._artifact = artifact
-        self._name = ""
+        self._link_to, self._link = link_to, link
         self._run_name = run_name
+        self._run_id = run_id
+        self._group, self._job_type, self._tags = group, job_type, [*tags]
+        self._reference = reference and reference.rstrip("/")
         self._dir = None if dir is None else Path(dir).absolute()
-        self._held = self._folder = Path()
-        self._run_id = ""
+        # From here on what `entered` and `open` find out.
+        self._adopts: wandb.Run | None = None
+        """The run that the user has open."""
+        self._info: RunInfo
+        self._held: Held
         self._run: wandb.Run
-        self._log_file: Log
-        self._logged: set[tuple[int, str]] = set()
+        self._log: Log
+        self._rows: Rows
+        self._there: Online | Offline | None = None
+        self._late: TimeoutError | None = None
 
     def settings(self) -> Mapping[str, Any]:
-        folder = self._folder.parent if self._folder.name else self._dir
         return {
             "project": self._project,
             "entity": self._entity,
+            "mode": self._mode,
             "artifact": self._artifact,
+            "link_to": self._link_to,
+            "link": self._link,
             "run_name": self._run_name,
-            "dir": folder and str(folder),
+            "run_id": self._run_id,
+            "group": self._group,
+            "job_type": self._job_type,
+            "tags": self._tags,
+            "dir": self._dir and str(self._dir),
+            "send": self._send,
+            "reference": self._reference,
+            "ttl": self._ttl and self._ttl.total_seconds(),
             "keep": self.keep and policy_to_json(self.keep),
         }
 
+    def entered(self, items: Sequence[str]) -> None:
+        if self._send == "weights":
+            weights_among("WandbTracker", items)
+        # Which run is open is known where it was opened. Where wandb is not imported there is
+        # none, and where it is just being imported, on a worker's thread, it has none yet.
+        client = sys.modules.get("wandb")
+        run = getattr(client, "run", None)
+        self._adopts = None
+        if run is not None and self._run_id in (None, run.id):
+            self._adopts = run if self._project in (None, run.project) else None
+        mode = self._mode or os.environ.get("WANDB_MODE") or "online"
+        if mode not in ("online", "offline", "shared") and not self._adopts:
+            raise ConfigError(
+                f"WandbTracker: W&B's mode is {mode!r} (WANDB_MODE); to train without it leave the "
+                "tracker out, and to send all later give it mode='offline'"
+            )
+        if mode == "online" and client is None and not _may_have_key():
+            raise ConfigError(
+                "WandbTracker: there is no API key for W&B: run `wandb login`, or set "
+                "WANDB_API_KEY, or give the tracker mode='offline' and send all later with "
+                "`ckpt-callbacks sync`"
+            )
+
     def open(self, run: RunInfo) -> Mapping[str, str]:
-        self._held = run.scratch
+        self._info = run
+        name = self._artifact or re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)[:128]
+        self._held = Held(run.scratch, name, self._send, self._reference, self._ttl)
         if run.reading:
             return run.remembered
         # Here and not above: it takes a second, and this is the worker's thread.
         load("wandb")
-        import wandb
-
-        self._name = self._artifact or re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)[:128]
-        self._run_id = run_id = run.run_id
-        if self._dir:
-            self._dir.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=self._project,
-            entity=self._entity,
-            id=run_id,
-            name=self._run_name or run.name,
-            mode="offline",
-            dir=self._dir,
-            config=dict(run.config),
-            reinit="create_new",  # a run that the user has open is left alone
-            settings=wandb.Settings(
-                x_transaction_log_flush_interval=FLUSH_SECONDS,
-                # The loop's output is the user's, and threads of ours must not capture it.
-                console="off",
-                # The same facts are in `hint` and in events.
-                silent=True,
-            ),
-        )
+        self._late = None
+        self._run = self._adopts or self._begin(run)
+        self._project = self._run.project
+        self._entity = self._run.entity or self._entity
         started = Path(self._run.dir).parent
-        self._folder = started.parent
-        self._log_file = Log(started / f"run-{run_id}.wandb")
-        # After a kill between W&B's log and our note of it the last points come once more.
-        rows: deque[Row] = deque(maxlen=_MOST_REPEATED)
-        for log in logs_of(self._folder, run_id):
-            rows.extend(found for found in log.new() if isinstance(found, Row))
-        self._logged = {(r.values.get(STEP_KEY, -1), name) for r in rows for name in r.values}
-        # A step metric of our own: W&B drops values at a step lower than its current one.
-        self._run.define_metric(STEP_KEY, hidden=True)
-        self._run.define_metric("*", step_metric=STEP_KEY)
-        # The folder too: in another one there is nothing of what was logged before.
-        return {"run_id": run_id, "folder": str(self._folder)}
+        self._log = Log(started / f"run-{self._run.id}.wandb")
+        began = self._began()
+        there: Online | Offline
+        if self._run.offline:
+            there = Offline(self._run, self._held, self._log, began)
+        else:
+            path = f"{self._run.path.rpartition('/')[0]}/{name}"
+            versions = Versions(self._api(), path, run.run_id, began, run.rank)
+            link = Link(versions, self._link_to, self._link) if self._link_to else None
+            there = Online(self._run, self._held, versions, link)
+        self._there = there
+        self.put_moves_aliases = there.moves_aliases
+        self._rows = Rows(self._run, self._log, waits=self._adopts is None)
+        self._rows.resume(started.parent)
+        return {"run_id": run.run_id}
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
-        folder = self._held / str(checkpoint.step)
-        if self._digest(checkpoint.step) != checkpoint.digest:
-            # Cut, or of other bytes: the step was saved again.
-            shutil.rmtree(folder, ignore_errors=True)
-        link_tree(checkpoint.path, folder / "files")
-        # In the artifact too, so that equal weights at two steps are two versions, not one.
-        about = {
-            "run": checkpoint.run_id,
-            "step": checkpoint.step,
-            "digest": checkpoint.digest,
-            "reason": checkpoint.reason,
-            "metrics": {k: v for k, v in checkpoint.metrics.items() if v - v == 0},
-        }
-        replace_text(folder / "checkpoint.json", json.dumps(about, indent=1))
-        self._log(checkpoint.step, [f"step-{checkpoint.step}", *aliases])
-        return Copy("staged", f"{self._name}:step-{checkpoint.step}", shared=True)
+        return self._opened.put(checkpoint, aliases)
 
     def listing(self) -> Listing | None:
-        # There is no server to ask, but W&B's own log tells what it will send.
-        named: dict[str, int] = {}
-        for log in logs_of(self._folder, self._run_id):
-            for found in log.new():
-                if isinstance(found, Artifact):
-                    named |= dict.fromkeys(found.aliases, int(found.metadata["step"]))
-        copies = {
-            step: Copy("staged", f"{self._name}:{alias}", shared=True)
-            for alias, step in named.items()
-            if alias == f"step-{step}" and self._digest(step)
-        }
-        return Listing(
-            copies,
-            {n: s for n, s in named.items() if s in copies and n not in ("latest", f"step-{s}")},
-            exact=True,
-        )
+        return self._opened.listing()
 
     def get(self, step: int, into: Path) -> None:
-        files = self._held / str(step) / "files"
-        if not files.is_dir():
+        if self._held.about(step):
+            self._held.get(step, into)
+        elif self._info.reading and self._mode == "offline":
             raise CheckpointNotFound(f"no files of step {step} are held for W&B")
-        shutil.copytree(files, into, dirs_exist_ok=True)
+        elif self._info.reading:
+            load("wandb")
+            api = self._api()
+            path = "/".join(filter(None, [self._entity, self._project, self._held.name]))
+            fetch(Versions(api, path, self._info.run_id, 0.0, self._info.rank).of(step), into)
+        else:
+            self._opened.get(step, into)
 
-    def alias(self, name: str, step: int) -> None:
-        # Offline an alias moves by logging the same content again: W&B's server stores it once.
-        self._log(step, [name])
+    def alias(self, name: str, step: int) -> bool:
+        return self._opened.alias(name, step)
 
-    def delete(self, step: int) -> None:
-        # What is in W&B's log stays there; without its files a sync leaves it out.
-        shutil.rmtree(self._held / str(step), ignore_errors=True)
+    def delete(self, step: int) -> bool:
+        return self._opened.delete(step)
+
+    def show(self, overview: Overview) -> None:
+        self._opened.show(overview)
 
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
-        rows, before = 0, frozenset(self._logged)
-        for point in points:
-            new = {k: v for k, v in point.values.items() if (point.step, k) not in before}
-            if new:
-                self._run.log({STEP_KEY: point.step, **new})
-                # Until they have arrived: if that takes too long, the same points come again.
-                self._logged |= {(point.step, k) for k in new}
-                rows += 1
-        arrived = (isinstance(found, Row) for found in self._log_file.follow(LOG_SECONDS))
-        while rows:
-            rows -= next(arrived)
-        self._logged.clear()
+        self._rows.log(points)
 
     def log_artifact(self, path: Path, name: str) -> None:
         # Into the folder that W&B syncs, since the file goes. Below a folder of ours there, since
@@ -220,44 +282,117 @@ class WandbTracker(Tracker):
         target = files / ARTIFACTS / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+        if not self._run.offline:  # this returns when it is there
+            self._api().run(self._run.path).upload_file(str(target), root=str(files))
+            target.unlink()
+            return
         self._run.save(glob.escape(str(target)), base_path=str(files), policy="now")
-        for found in self._log_file.follow(LOG_SECONDS):
+        for found in self._log.follow(LOG_SECONDS):
             if isinstance(found, Saved) and f"{ARTIFACTS}/{name}" in found.names:
                 return
 
     def close(self, status: str) -> None:
-        self._run.finish(exit_code=_EXIT_CODE[status])
+        if self._adopts:
+            return
+        try:
+            if self._late:  # of a run that is finished a second `finish` says nothing
+                raise self._late
+            _open.pop(self._run.id, None)
+            self._run.finish(exit_code=_EXIT_CODE[status])
+        except TimeoutError as error:
+            self._late = error
+            raise TimeoutError(
+                "W&B has not taken all in time; the next run in this directory, or "
+                "`ckpt-callbacks sync`, sends the rest"
+            ) from error
+
+    @property
+    def _opened(self) -> Online | Offline:
+        if self._there is None:
+            raise UsageError("the WandbTracker is not open: give it to Callbacks")
+        return self._there
 
     def hint(self) -> str:
-        # Every restart of a run writes a log of its own.
-        return f"wandb sync {self._folder / f'offline-run-*-{self._run_id}'}"
+        if self._there is None:
+            return "it was not opened"
+        if self._run.offline:
+            return f"ckpt-callbacks sync {self._info.scratch.parents[2]}"
+        return str(self._run.url)
 
-    def _digest(self, step: int) -> str | None:
-        """Return the digest of the whole checkpoint that is held, if one is."""
-        try:
-            about = json.loads((self._held / str(step) / "checkpoint.json").read_text("utf-8"))
-        except FileNotFoundError:
-            return None
-        return str(about["digest"])
-
-    def _log(self, step: int, aliases: Sequence[str]) -> None:
-        """Log the files held of a step, and return when that is in W&B's log."""
+    def _begin(self, run: RunInfo) -> wandb.Run:
+        """Open the run of W&B that belongs to this one, made if need be."""
         import wandb
 
-        folder = self._held / str(step)
-        about = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        artifact = wandb.Artifact(self._name, "model", metadata=about)
-        # Immutable and without the cache: W&B reads the held links themselves and copies nothing.
-        held = {"checkpoint.json": folder / "checkpoint.json"}
-        for path in files_in(folder / "files"):
-            held[f"checkpoint/{path.relative_to(folder / 'files').as_posix()}"] = path
-        for name, path in sorted(held.items()):
-            artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
-        self._run.log_artifact(artifact, aliases=[*aliases])
-        for found in self._log_file.follow(LOG_SECONDS):
-            if (
-                isinstance(found, Artifact)
-                and found.metadata.get("step") == step
-                and found.aliases >= set(aliases)
-            ):
-                return
+        if self._dir:
+            self._dir.mkdir(parents=True, exist_ok=True)
+        run_id = self._run_id or run.run_id
+        if left := _open.pop(run_id, None):  # the end of an earlier run did not wait for it
+            with suppress(TimeoutError):
+                left.finish()
+        opened: wandb.Run = self._init(
+            project=self._project,
+            entity=self._entity,
+            id=run_id,
+            name=self._run_name or (None if self._run_id else run.name),
+            mode="online" if run.sending else self._mode,
+            resume="allow",
+            dir=self._dir,
+            config=dict(run.config),
+            reinit="create_new",  # a run that the user has open is left alone
+            settings=wandb.Settings(
+                x_transaction_log_flush_interval=FLUSH_SECONDS,
+                # One that is somebody else's is not ended by us.
+                x_update_finish_state=self._run_id is None,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=max(run.drain_limit, 1.0),
+                finish_timeout_raises=True,
+                # The loop's output is the user's, and threads of ours must not capture it.
+                console="off",
+                # The same facts are in `hint` and in events.
+                silent=True,
+            ),
+            group=self._group,
+            job_type=self._job_type,
+            tags=self._tags or None,
+        )
+        _open[run_id] = opened
+        return opened
+
+    def _init(self, *, id: str, **options: Any) -> wandb.Run:
+        """Open a run of W&B; one that could not be opened can be later."""
+        import wandb
+
+        try:
+            return wandb.init(id=id, **options)
+        except Exception as error:
+            if "in use" not in str(error):  # by the user, who has it open
+                with suppress(Exception):  # the first error tells more
+                    forget(id)
+            raise
+
+    def _began(self) -> float:
+        """Return when this run began, which the first start wrote down."""
+        file = self._held.folder / "began"
+        if not file.exists():
+            replace_text(file, repr(time.time()))
+        return float(file.read_text(encoding="utf-8"))
+
+    def _api(self) -> wandb.Api:
+        import wandb
+
+        return wandb.Api(timeout=QUERY_SECONDS)
+
+
+def _may_have_key() -> bool:
+    """Return whether there may be a key where W&B's client looks for it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    for place in filter(None, places):
+        path = Path(place).expanduser()
+        if path.exists():
+            try:
+                return bool(netrc.netrc(path).hosts)
+            except netrc.NetrcParseError:
+                return True  # W&B reads it its own way
+    return False

@@ -1,0 +1,89 @@
+"""The files of a version, from W&B or from where it says that they are."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from ckpt_callbacks.errors import CheckpointNotFound, RecordError
+from ckpt_callbacks.manifest import tree_digest
+from ckpt_callbacks.record import Record, record_from_json
+from ckpt_callbacks.stores import Known
+from ckpt_callbacks_wandb._held import FOLDER, MANIFEST
+
+if TYPE_CHECKING:
+    import wandb
+
+__all__ = ["fetch", "known_of", "manifest"]
+
+
+def fetch(version: wandb.Artifact, into: Path, only: Collection[str] | None = None) -> None:
+    """Copy the files of a version's checkpoint into the empty folder `into`.
+
+    Args:
+        version: a whole one.
+        into: an empty folder.
+        only: the items to fetch; all that were sent if not given.
+
+    Raises:
+        CheckpointNotFound: it is a reference, and the checkpoint is no longer there; or it has
+            no such item.
+    """
+    reference = urlsplit(version.metadata.get("path", ""))
+    if reference.scheme == "file":
+        path = Path(unquote(reference.path))
+        if not path.is_dir():
+            raise CheckpointNotFound(
+                f"W&B has a reference to {path} only, and there is nothing on this machine"
+            )
+        shutil.copytree(path, into, dirs_exist_ok=True)
+        return
+    prefixes = [f"{FOLDER}/"]
+    if only is not None:
+        names = [name.split("/") for name in version.manifest.entries]
+        items = {parts[1] for parts in names if parts[0] == FOLDER and len(parts) > 2}
+        if absent := set(only) - items:
+            raise CheckpointNotFound(
+                f"the copy of step {version.metadata['step']} in W&B has no item "
+                f"{', '.join(sorted(absent))}; it has {', '.join(sorted(items))}"
+            )
+        tops = [parts[1] for parts in names if parts[0] == FOLDER and len(parts) == 2]
+        prefixes = [f"{FOLDER}/{name}" for name in [*tops, *(f"{item}/" for item in only)]]
+    with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
+        for prefix in prefixes:
+            version.download(root=scratch, path_prefix=prefix, skip_cache=True)
+        for path in (Path(scratch) / FOLDER).iterdir():
+            path.rename(into / path.name)
+
+
+def manifest(version: wandb.Artifact) -> Record:
+    """Return the record of a version's checkpoint, checked against the version's own digest.
+
+    Raises:
+        CheckpointNotFound: the version was not made by ckpt_callbacks.
+        RecordError: it is damaged.
+    """
+    where = f"{MANIFEST} of {version.qualified_name}"
+    if MANIFEST not in version.manifest.entries or "digest" not in version.metadata:
+        raise CheckpointNotFound(f"{version.qualified_name} was not made by ckpt_callbacks")
+    with tempfile.TemporaryDirectory() as scratch:
+        version.download(root=scratch, path_prefix=MANIFEST, skip_cache=True)
+        record = record_from_json((Path(scratch) / MANIFEST).read_text("utf-8"), where)
+    if tree_digest(record.files) != version.metadata["digest"]:
+        raise RecordError(f"{where} is not the one that was sent: its digest differs")
+    return record
+
+
+def known_of(version: wandb.Artifact) -> Known:
+    """Return what is known of a checkpoint beside its files."""
+    about = version.metadata
+    return Known(
+        digest=about.get("digest", ""),
+        time=float(about.get("time", 0.0)),
+        metrics=about.get("metrics", {}),
+        pinned=bool(about.get("pinned")),
+    )
