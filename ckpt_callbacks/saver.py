@@ -18,6 +18,7 @@ from ckpt_callbacks import orbax_io
 from ckpt_callbacks.adapters import capture, deleted
 from ckpt_callbacks.errors import ConfigError, SaveError
 from ckpt_callbacks.events import Evicted, Saved, SaveFailed
+from ckpt_callbacks.extras import ahead
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
@@ -88,6 +89,17 @@ class Saver:
         and to be given to `report`: the caller may hold what a listener needs.
         """
         self._idle.wait()
+        with ahead():
+            return self._begin(step, state, evaluated, metrics, metadata)
+
+    def _begin(
+        self,
+        step: int,
+        state: Any,
+        evaluated: Mapping[str, float],
+        metrics: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+    ) -> Exception | None:
         started = time.monotonic()
         path = self._ledger.directory.path(step)
         try:

@@ -3,11 +3,13 @@
 import gc
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ckpt_callbacks import extras
 from ckpt_callbacks.extras import load
 
 LIBRARY = "import gc\nmade = [[] for _ in range(10_000)]\nenabled = gc.isenabled()\n"
@@ -93,3 +95,38 @@ def test_orbax_is_there_before_the_library_beside_a_loop_only(folder: Path, loop
     )  # fmt: skip
 
     assert done.stdout.split() == [str(loop)]
+
+
+class Capture(threading.Event):
+    """What goes ahead of an import, and notes that it was waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout)
+        return True
+
+
+def test_an_import_gives_way_to_a_capture_once_and_briefly(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for long, since the capture may wait for a module that is being imported."""
+    folder.joinpath("two_modules.py").write_text("import another_module_of_it")
+    folder.joinpath("another_module_of_it.py").write_text("")
+    capture = Capture()
+    monkeypatch.setattr(extras, "_ahead", [capture])
+    finders = list(sys.meta_path)
+
+    load("two_modules")
+
+    assert capture.waits == [0.05]
+    assert sys.meta_path == finders
+
+
+def test_what_goes_ahead_ends_with_its_block() -> None:
+    with extras.ahead():
+        (event,) = extras._ahead
+    assert event.is_set()
+    assert not extras._ahead
