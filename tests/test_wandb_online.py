@@ -1,5 +1,7 @@
 """W&B online: the real client, against a stand-in for the server."""
 
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -489,6 +491,30 @@ def test_metrics_that_come_late_are_shown(tmp_path: Path, wandb_server: WandbSer
     assert "best #1" in there(wandb_server)[0].metadata["reason"]
 
 
+def test_the_mode_is_that_of_wandb_if_none_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb_server: WandbServer
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+    assert not wandb_server.runs("p")
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(cc.ConfigError, match=r"W&B's mode is 'disabled' \(WANDB_MODE\)"):
+        train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+
+
+def test_a_run_in_one_process_may_follow_one_that_could_not_be_opened(
+    tmp_path: Path, wandb_server: WandbServer
+) -> None:
+    wandb_server.begin(Fault("403", request="UpsertBucket", times=1))
+    events = Recorder()
+
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p"), events), 2)
+
+    assert len(events.of(cc.MirrorFailed)) == 1
+    assert set(there(wandb_server)) == {0, 1}
+
+
 def test_without_a_key_training_does_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,3 +522,52 @@ def test_without_a_key_training_does_not_begin(
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(cc.ConfigError, match=r"no API key for W&B: run `wandb login`"):
         train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+
+
+KILLED = """
+import os
+import subprocess
+import sys
+from pathlib import Path
+from ckpt_callbacks_wandb import WandbTracker
+from loops import callbacks_in, train
+
+train(callbacks_in(Path(sys.argv[1]), WandbTracker("p")), 8, {1: 0.9})
+"""
+
+
+@pytest.mark.parametrize("request_name", ["PUT file", "CommitArtifact", "AddAliases"])
+def test_a_run_that_was_killed_during_an_upload_is_made_good(
+    request_name: str, tmp_path: Path, wandb_server: WandbServer
+) -> None:
+    directory, reached = tmp_path / "digits", threading.Event()
+    # With a W&B service of its own, which dies with it.
+    environment = {k: v for k, v in os.environ.items() if "SERVICE" not in k}
+    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    wandb_server.begin(Fault("hang", request=request_name, at=2))
+    wandb_server.on_request = lambda _: (
+        reached.set() if wandb_server.requests.count(request_name) >= 2 else None
+    )
+    with subprocess.Popen([sys.executable, "-c", KILLED, directory], env=environment) as process:
+        assert reached.wait(60)
+        process.kill()
+    wandb_server.on_request = None
+    wandb_server.release()
+    wandb_server.begin()
+
+    state = train(callbacks_in(directory, WandbTracker("p")), 8, {1: 0.9})
+
+    assert float(state["model"]["w"][0, 0]) == 8.0
+    assert set(there(wandb_server)) == {1, 6, 7}
+    assert aliases(wandb_server) == {"best": 1, "last": 7}
+    assert {v.state for v in wandb_server.versions("p")} <= {"COMMITTED", "DELETED"}
+    (run,) = wandb_server.runs("p")
+    assert [row["loss"] for row in run.history if "loss" in row] == [0, 1, 2, 3, 4, 5, 6, 7]
+    for step, version in there(wandb_server).items():
+        sent = {n.removeprefix("checkpoint/"): b for n, b in version.files.items()}
+        del sent["checkpoint.json"]
+        assert sent == {
+            p.relative_to(directory / str(step)).as_posix(): p.read_bytes()
+            for p in (directory / str(step)).rglob("*")
+            if p.is_file()
+        }

@@ -8,7 +8,7 @@ counts rows, and by our own step and time, which name a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,34 +47,35 @@ class Rows:
         run.define_metric("*", step_metric=STEP_KEY)
         self._known: set[_Name] = set()
         """Rows that are logged, until the points that follow them have come."""
-        for found in log.new():  # of a run that the user has open
-            if isinstance(found, Row) and (name := _name_of(found.values)):
-                self._known.add(name)
+        self._known.update(name for name, _ in self._read(log))  # if the user has it open
 
-    def resume(self, folder: Path) -> None:
+    def resume(self, folder: Path, done: Collection[str]) -> list[str]:
         """Log again what earlier starts of the run logged and the server has not had.
 
         Args:
             folder: where the logs of all its starts are.
+            done: the starts of which the server has all rows, which need not be read.
+
+        Returns:
+            Those of which it has all rows now.
         """
-        online = not self._run.offline
-        logs = [log for log in logs_of(folder, self._run.id) if log.path != self._log.path]
+        rows: dict[str, dict[_Name, dict[str, Any]]] = {}
         there: set[_Name] = set()
-        missing: dict[_Name, dict[str, Any]] = {}
-        for log in logs:
-            for found in log.new():
-                if not isinstance(found, Row) or (name := _name_of(found.values)) is None:
-                    continue
-                self._known.add(name)
-                arrived = log.is_synced
-                if log.is_online:  # its steps are those of the server
-                    arrived = arrived or found.values["_step"] < self._run.starting_step
-                if arrived:
-                    there.add(name)
-                else:
-                    missing[name] = found.values
-        if online:
-            self._send([row for name, row in missing.items() if name not in there])
+        logs = [log for log in logs_of(folder, self._run.id) if log.path != self._log.path]
+        for log in reversed(logs):
+            # The last ones tell which points come again.
+            start, needed = log.path.parent.name, not self._known
+            if needed or not (self._run.offline or start in done):
+                rows[start] = dict(self._read(log))
+                self._known |= rows[start].keys()
+                there.update(n for n, row in rows[start].items() if self._has_arrived(log, row))
+        if self._run.offline:
+            return [*done]
+        arrived = frozenset(there)
+        for start in reversed(rows):  # the oldest first
+            self._send([row for name, row in rows[start].items() if name not in there])
+            there |= rows[start].keys()
+        return sorted({*done, *(s for s in rows if rows[s].keys() <= arrived)})
 
     def log(self, points: Sequence[MetricPoint]) -> None:
         """Log points, and return when they are in W&B's log file, if that is waited for."""
@@ -85,6 +86,15 @@ class Rows:
         self._send(new)
         if len(new) == len(rows):  # past what a kill may have cut
             self._known.clear()
+
+    def _has_arrived(self, log: Log, row: Mapping[str, Any]) -> bool:
+        """Return whether the server has a row; in a log of an online start its steps are known."""
+        return log.is_synced or (log.is_online and row["_step"] < self._run.starting_step)
+
+    def _read(self, log: Log) -> Iterator[tuple[_Name, dict[str, Any]]]:
+        for found in log.new():
+            if isinstance(found, Row) and (name := _name_of(found.values)):
+                yield name, found.values
 
     def _send(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import netrc
 import os
 import re
@@ -224,12 +225,13 @@ class WandbTracker(Tracker):
         # Here and not above: it takes a second, and this is the worker's thread.
         load("wandb")
         self._late = None
-        self._run = self._adopts or self._begin(run)
+        about = self._remembered(run)
+        self._run = self._adopts or self._begin(run, about["config"])
         self._project = self._run.project
         self._entity = self._run.entity or self._entity
         started = Path(self._run.dir).parent
         self._log = Log(started / f"run-{self._run.id}.wandb")
-        began = self._began()
+        began = about["began"]
         there: Online | Offline
         if self._run.offline:
             there = Offline(self._run, self._held, self._log, began)
@@ -241,7 +243,8 @@ class WandbTracker(Tracker):
         self._there = there
         self.put_moves_aliases = there.moves_aliases
         self._rows = Rows(self._run, self._log, waits=self._adopts is None)
-        self._rows.resume(started.parent)
+        done = self._rows.resume(started.parent, about["done"])
+        self._write({**about, "done": done})
         return {"run_id": run.run_id}
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
@@ -319,7 +322,7 @@ class WandbTracker(Tracker):
             return f"ckpt-callbacks sync {self._info.scratch.parents[2]}"
         return str(self._run.url)
 
-    def _begin(self, run: RunInfo) -> wandb.Run:
+    def _begin(self, run: RunInfo, config: dict[str, Any]) -> wandb.Run:
         """Open the run of W&B that belongs to this one, made if need be."""
         import wandb
 
@@ -337,7 +340,7 @@ class WandbTracker(Tracker):
             mode="online" if run.sending else self._mode,
             resume="allow",
             dir=self._dir,
-            config=dict(run.config),
+            config=config,
             reinit="create_new",  # a run that the user has open is left alone
             settings=wandb.Settings(
                 x_transaction_log_flush_interval=FLUSH_SECONDS,
@@ -370,12 +373,21 @@ class WandbTracker(Tracker):
                     forget(id)
             raise
 
-    def _began(self) -> float:
-        """Return when this run began, which the first start wrote down."""
-        file = self._held.folder / "began"
-        if not file.exists():
-            replace_text(file, repr(time.time()))
-        return float(file.read_text(encoding="utf-8"))
+    def _remembered(self, run: RunInfo) -> dict[str, Any]:
+        """Return when this run began and its configuration, as all its starts gave them.
+
+        One that only sends gives none.
+        """
+        file = self._held.folder / "run.json"
+        known: dict[str, Any] = {"began": time.time(), "config": {}, "done": []}
+        if file.exists():
+            known = json.loads(file.read_text("utf-8"))
+        known["config"] |= run.config
+        self._write(known)
+        return known
+
+    def _write(self, about: Mapping[str, Any]) -> None:
+        replace_text(self._held.folder / "run.json", json.dumps(about, indent=1))
 
     def _api(self) -> wandb.Api:
         import wandb
