@@ -374,10 +374,11 @@ class Ledger:
         """
         with self._mutex:
             for step, copy in listing.copies.items():
-                known_copy = (
-                    self._records[step].copies.get(store) if step in self._records else None
-                )
-                if known_copy is None or (copy.state == "pending" != known_copy.state):
+                record = self._records.get(step)
+                before = record.copies.get(store) if record else None
+                # What was staged may have been sent meanwhile; all else is known better here.
+                moved = before is not None and before.state == "staged" != copy.state
+                if before is None or moved or copy.state == "pending":
                     self._found(store, step, copy, listing.known.get(step))
             known = self._run.aliases.get(store, {})
             names = dict(listing.aliases) if listing.exact else {**known, **listing.aliases}
@@ -391,7 +392,7 @@ class Ledger:
         self._changed()
 
     def _found(self, store: str, step: int, copy: Copy, known: Known | None) -> None:
-        """Take in a copy that no record knows."""
+        """Take in a copy of which the records do not know, or not where it is now."""
         record = self._records.get(step)
         if record is None and (known is None or any(step == gone.step for gone in self._gone)):
             record = Record(step, "gone", self.run_id, 0.0)  # it stayed behind

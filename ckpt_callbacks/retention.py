@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -75,7 +76,8 @@ class BestN(KeepPolicy):
     without the metric are kept too (reason `not measured yet`), since an evaluation may still
     come; `None` keeps all of those.
 
-    Where a policy has several, each has the alias `best-<name>` and the first also `best`.
+    Where a policy has several, each has the alias `best-<name>` and the first also `best`; in it
+    all but letters, digits, `_` and `-` is `-`.
 
     Raises:
         ConfigError: a number is not positive, `metric` is empty, `mode` is not `min` or `max`.
@@ -256,7 +258,9 @@ def _bests(policy: Policy) -> list[BestN]:
 
 def _alias(policy: Policy, leaf: Policy) -> str:
     several = len(_bests(policy)) > 1
-    return f"best-{leaf.name}" if several and isinstance(leaf, BestN) else "best"
+    if not several or not isinstance(leaf, BestN):
+        return "best"
+    return "best-" + re.sub(r"[^\w-]", "-", leaf.name)  # what all services take
 
 
 @dataclass(frozen=True)

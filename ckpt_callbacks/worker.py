@@ -159,7 +159,7 @@ class Worker:
         action = self._try("plan", lambda: self._ledger.next_action(self.store.name))
         for known in self._planned() - {str(action)}:
             del self._failures[known]
-        acted = action and self._try(str(action), lambda: self._perform(action))
+        acted = action and self._try(str(action), lambda: self._act(action))
         if logged or acted is not None or self._abandoned.is_set():
             return True
         if not self._planned() and "plan" not in self._failures:
@@ -206,8 +206,7 @@ class Worker:
         self._introduce()
         refs = {"title": self.store.title, **self.store.open(self._info)}
         self._ledger.remember(self.store.name, refs, self.store.settings())
-        if listing := self.store.listing():
-            self._ledger.listed(self.store.name, listing)
+        self._list()
         return True
 
     def _introduce(self) -> None:
@@ -267,6 +266,18 @@ class Worker:
                 self._shown = overview
             self._seen = situation
         return True
+
+    def _act(self, action: Action) -> bool:
+        if str(action) in self._failures:
+            # The store may not hold what it is known to hold: a person may have deleted it.
+            self._list()
+            if self._ledger.next_action(self.store.name) != action:
+                return True
+        return self._perform(action)
+
+    def _list(self) -> None:
+        if listing := self.store.listing():
+            self._ledger.listed(self.store.name, listing)
 
     def _perform(self, action: Action) -> bool:
         name, ledger = self.store.name, self._ledger

@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from ckpt_callbacks_wandb._log import Artifact, Row, Saved, logs_of
+from ckpt_callbacks_wandb._log import Artifact, Log, Row, Saved
+
+
+def logs_of(folder: Path) -> list[Log]:
+    """Return the logs of all starts, the oldest first."""
+    found = folder.glob("*run-*/run-*.wandb")
+    return [Log(p) for p in sorted(found, key=lambda p: p.parent.name.removeprefix("offline-"))]
 
 
 def artifacts(folder: Path) -> list[Artifact]:

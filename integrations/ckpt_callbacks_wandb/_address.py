@@ -69,9 +69,9 @@ def fetch(
     try:
         api = wandb.Api(overrides=defaults, timeout=QUERY_SECONDS)
         version = api.artifact(path)
+        record = manifest(version)
         if go_on:
             _check_newest(api, version, address)
-        record = manifest(version)
         fetch_files(version, into, only)
         if wandb.run is not None and not wandb.run.offline and not go_on:
             wandb.run.use_artifact(version)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import wandb
 
-__all__ = ["forget", "remove_unfinished"]
+__all__ = ["forget", "hide", "remove_unfinished"]
 
 _END_SECONDS = 10.0
 
@@ -46,7 +47,20 @@ def forget(run_id: str) -> None:
     service.inform_finish(run_id=run_id)
 
 
-def remove_unfinished(api: wandb.Api, run_path: str, key: str) -> list[int]:
+def hide(run: wandb.Run) -> None:
+    """Keep a run of ours from being what `wandb.init` gives a user who asks for one.
+
+    It returns the last one that was opened, whoever did, although ours is asked for as a new one
+    and is not `wandb.run`.
+    """
+    from wandb.sdk import wandb_setup
+
+    wandb_setup.singleton().remove_active_run(run)
+
+
+def remove_unfinished(
+    api: wandb.Api, run_path: str, key: str, but: Collection[int] = ()
+) -> list[int]:
     """Remove the versions that never got whole, of a kill or of files that were gone.
 
     The client 0.31 fails when it lists one, and refuses to delete it; the server does both.
@@ -55,6 +69,7 @@ def remove_unfinished(api: wandb.Api, run_path: str, key: str) -> list[int]:
         api: of W&B.
         run_path: of W&B's run that made them, `ENTITY/PROJECT/ID`.
         key: id of our run, in their metadata.
+        but: steps to leave, which are being sent.
 
     Returns:
         Their steps.
@@ -76,7 +91,8 @@ def remove_unfinished(api: wandb.Api, run_path: str, key: str) -> list[int]:
     steps = []
     for node in nodes:
         about = json.loads(node["metadata"] or "{}")
-        if node["state"] == "PENDING" and about.get("run") == key:
+        ours = about.get("run") == key and about.get("step") not in but
+        if node["state"] == "PENDING" and ours:
             variables = {"input": {"artifactID": node["id"], "deleteAliases": True}}
             api._service_api.execute_graphql(_DELETE, variables)
             steps.append(int(about["step"]))

@@ -27,7 +27,7 @@ class Link:
 
     def __init__(self, versions: Versions, target: str, alias: str) -> None:
         self._versions = versions
-        self._target = target
+        self.target = target
         self.alias = alias
         self._told: set[str] = set()
 
@@ -38,7 +38,7 @@ class Link:
         if not any(self.alias in link.aliases for link in linked):
             if not self._may_take(step):
                 return
-            version.link(self._target, aliases=[self.alias])
+            version.link(self.target, aliases=[self.alias])
         for other in self._versions.all():
             if self._versions.is_own(other) and other.id != version.id:
                 self._unlink(self._links(other))
@@ -47,7 +47,7 @@ class Link:
         """Return whether the alias in the registry may leave the version that has it there."""
         versions = self._versions
         rank = versions.rank(self.alias, step)
-        there = versions_in(versions.api, self._target)
+        there = versions_in(versions.api, self.target)
         holder = next((v for v in there if self.alias in v.aliases), None)
         return holder is None or may_take(
             self.alias, holder.metadata, versions.key, rank, versions.began
@@ -56,7 +56,7 @@ class Link:
     def _links(self, version: wandb.Artifact) -> list[wandb.Artifact]:
         """Return the links of a version to the collection."""
         links: list[wandb.Artifact] = version.linked_artifacts
-        path = "/".join(self._target.split("/")[-2:])
+        path = "/".join(self.target.split("/")[-2:])
         return [k for k in links if f"{k.project}/{k.name.split(':')[0]}" == path]
 
     def _unlink(self, links: Iterable[wandb.Artifact]) -> None:

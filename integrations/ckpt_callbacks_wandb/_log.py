@@ -9,14 +9,18 @@ protobuf messages of `wandb.proto`, which the client ships; 0.31 has no reader o
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOG_SECONDS", "Artifact", "Log", "Row", "Saved", "logs_of"]
+__all__ = ["LOG_SECONDS", "Artifact", "Log", "Row", "Saved"]
+
+logger = logging.getLogger("ckpt_callbacks")
 
 _BLOCK, _FILE_HEADER, _CHUNK_HEADER = 32 * 1024, 7, struct.Struct("<IHB")
 _FULL, _LAST = 1, 4
@@ -57,6 +61,7 @@ class Log:
 
     path: Path
     _at: int = field(default=_FILE_HEADER, repr=False)
+    _damaged: bool = field(default=False, repr=False)
 
     @property
     def is_online(self) -> bool:
@@ -81,9 +86,12 @@ class Log:
                 header = file.read(_CHUNK_HEADER.size)
                 if len(header) < _CHUNK_HEADER.size:
                     return
-                _, length, kind = _CHUNK_HEADER.unpack(header)
+                crc, length, kind = _CHUNK_HEADER.unpack(header)
                 data = file.read(length)
                 if len(data) < length:
+                    return
+                if zlib.crc32(data, zlib.crc32(bytes([kind]))) != crc:
+                    self._tell_damaged()
                     return
                 at += len(header) + length
                 parts += data
@@ -92,6 +100,12 @@ class Log:
                     if found := _parse(parts):
                         yield found
                     parts = b""
+
+    def _tell_damaged(self) -> None:
+        """Say once that the rest of the file can not be read, such as after a power cut."""
+        if not self._damaged:
+            self._damaged = True
+            logger.warning("%s is damaged at byte %d: the rest is left out", self.path, self._at)
 
     def follow(self, seconds: float) -> Iterator[Artifact | Row | Saved]:
         """Yield what comes, waiting for more.
@@ -106,16 +120,6 @@ class Log:
                 deadline = time.monotonic() + seconds
             time.sleep(_POLL_SECONDS)  # a file has no event to wait for
         raise TimeoutError(f"W&B wrote nothing to {self.path} for {seconds:.0f} s")
-
-
-def logs_of(folder: Path, run_id: str = "*") -> list[Log]:
-    """Return the logs of all starts of a run, oldest first."""
-    found = folder.glob(f"*run-*-{run_id}/run-*.wandb")
-    return [Log(path) for path in sorted(found, key=_began)]
-
-
-def _began(path: Path) -> str:
-    return path.parent.name.removeprefix("offline-")
 
 
 def _parse(content: bytes) -> Artifact | Row | Saved | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, Overview
 from ckpt_callbacks_wandb._held import Held
-from ckpt_callbacks_wandb._log import LOG_SECONDS, Artifact, Log, logs_of
+from ckpt_callbacks_wandb._log import LOG_SECONDS, Artifact, Log
 
 if TYPE_CHECKING:
     import wandb
@@ -23,15 +23,19 @@ class Offline:
         run: the run of W&B, which is open.
         held: the files.
         log: the run's log file.
+        earlier: the logs of its earlier starts, the oldest first.
         began: when the run began, seconds since the epoch.
     """
 
     moves_aliases = True
 
-    def __init__(self, run: wandb.Run, held: Held, log: Log, began: float) -> None:
+    def __init__(
+        self, run: wandb.Run, held: Held, log: Log, earlier: Sequence[Log], began: float
+    ) -> None:
         self._run = run
         self._held = held
         self._log_file = log
+        self._earlier = earlier
         self._began = began
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
@@ -42,8 +46,8 @@ class Offline:
     def listing(self) -> Listing:
         # There is no server to ask, but W&B's own log tells what it will send.
         named: dict[str, int] = {}
-        for log in logs_of(self._log_file.path.parent.parent, self._run.id):
-            for found in log.new():
+        for log in [*self._earlier, self._log_file]:
+            for found in Log(log.path).new():
                 if isinstance(found, Artifact) and found.name == self._held.name:
                     named |= dict.fromkeys(found.aliases, int(found.metadata["step"]))
         held = self._held.steps()

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ class Online:
         self._versions = versions
         self._link = link
         self._uploads: dict[int, tuple[str, Future[wandb.Artifact]]] = {}
-        if steps := remove_unfinished(versions.api, run.path, versions.key):
+        if steps := self._remove_unfinished():
             logger.warning(
                 "W&B: removed %d version(s) that were begun and never finished: step %s",
                 len(steps),
@@ -67,7 +68,7 @@ class Online:
         else:
             held.hold(checkpoint, self._versions.began)
             # What an old one of other bytes was called is that of the new one.
-            names = {f"step-{step}"} | {a for v in old for a in v.aliases if a != "latest"}
+            names = {f"step-{step}"}.union(*(self._versions.ours(v) for v in old))
             version = self._upload(step, checkpoint.digest, sorted(names))
         for other in old:
             if other.id != version.id:
@@ -98,11 +99,28 @@ class Online:
 
     def alias(self, name: str, step: int) -> bool:
         moved = self._versions.alias(name, step)
-        if moved and self._link and name == self._link.alias:
-            self._link.follow(step)
+        if moved:
+            self._follow(name, step)
         return moved
 
+    def _follow(self, name: str, step: int) -> None:
+        """Let the link in the registry follow an alias; what fails must not hold up all else."""
+        if self._link and name == self._link.alias:
+            try:
+                self._link.follow(step)
+            except Exception as error:
+                logger.warning(
+                    "W&B: step %d could not be linked to %s, which is tried again when something "
+                    "changes: %s",
+                    step,
+                    self._link.target,
+                    error,
+                )
+
     def delete(self, step: int) -> bool:
+        if step in self._uploads:  # which goes on, and would end as a version of nobody
+            with suppress(ValueError):  # it failed
+                self._finish_upload(step)
         gone = self._versions.delete(step)
         self._held.release(step)
         return gone
@@ -121,8 +139,8 @@ class Online:
             for alias in row.aliases:  # it was measured again, or refused before
                 if alias not in version.aliases or self._is_ranked_otherwise(alias, version):
                     self.alias(alias, row.step)
-                elif self._link and alias == self._link.alias:
-                    self._link.follow(row.step)
+                else:
+                    self._follow(alias, row.step)
 
     def _is_ranked_otherwise(self, alias: str, version: wandb.Artifact) -> bool:
         rank = self._versions.rank(alias, version.metadata["step"])
@@ -131,26 +149,41 @@ class Online:
 
     def _upload(self, step: int, digest: str, aliases: Sequence[str]) -> wandb.Artifact:
         """Send what is held of a step and return the version, once W&B has all of it."""
-        begun = self._uploads.get(step)
-        if begun is None or begun[0] != digest:
+        if self._uploads.get(step, ("", None))[0] != digest:
             artifact = self._held.artifact(step)
             about = artifact.digest
             self._run.log_artifact(artifact, aliases=[*aliases])
-            begun = self._uploads[step] = (digest, _waited_for(artifact, about))
-        try:
-            version = begun[1].result(UPLOAD_SECONDS)
-        except TimeoutError:
-            if not begun[1].done():
-                raise TimeoutError(
-                    f"the upload of step {step} is not confirmed after {UPLOAD_SECONDS:.0f} s; "
-                    "it goes on"
-                ) from None
-            raise
-        finally:
-            if begun[1].done():
-                del self._uploads[step]
+            self._uploads[step] = (digest, _waited_for(artifact, about))
+        version = self._finish_upload(step)
         self._held.release(step)
         return version
+
+    def _finish_upload(self, step: int) -> wandb.Artifact:
+        """Return the version that an upload made.
+
+        Raises:
+            TimeoutError: it takes long, and goes on.
+            ValueError: it failed; what it left is removed.
+        """
+        upload = self._uploads[step][1]
+        try:
+            return upload.result(UPLOAD_SECONDS)
+        except TimeoutError:
+            raise TimeoutError(
+                f"the upload of step {step} is not confirmed after {UPLOAD_SECONDS:.0f} s; "
+                "it goes on"
+            ) from None
+        except ValueError:
+            self._remove_unfinished()
+            raise
+        finally:
+            if upload.done():
+                del self._uploads[step]
+
+    def _remove_unfinished(self) -> list[int]:
+        """Remove the versions that never got whole, but for those that are being sent."""
+        versions = self._versions
+        return remove_unfinished(versions.api, self._run.path, versions.key, [*self._uploads])
 
     def _again(self, version: wandb.Artifact) -> wandb.Artifact:
         """Return a version as it is now: the new one took its aliases."""

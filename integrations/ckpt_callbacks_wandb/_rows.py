@@ -8,12 +8,12 @@ counts rows, and by our own step and time, which name a row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.stores import MetricPoint
-from ckpt_callbacks_wandb._log import LOG_SECONDS, Log, Row, logs_of
+from ckpt_callbacks_wandb._log import LOG_SECONDS, Log, Row
+from ckpt_callbacks_wandb._starts import Starts
 
 if TYPE_CHECKING:
     import wandb
@@ -26,6 +26,7 @@ _W_AND_B = ("_step", "_runtime")
 """What W&B adds to a row."""
 
 _Name = tuple[int, float, frozenset[str]]
+_Values = Mapping[str, Any]
 
 
 class Rows:
@@ -34,78 +35,88 @@ class Rows:
     Args:
         run: the run, which is open.
         log: its log file.
-        waits: whether to wait for that. A run that the user has opened writes it every 15 s, unless
-            the user said otherwise, which would hold up all else.
+        waits: whether to wait until a row is there. A run that the user has opened writes it every
+            15 s, unless the user said otherwise, which would hold up all else.
     """
 
     def __init__(self, run: wandb.Run, log: Log, *, waits: bool) -> None:
         self._run = run
         self._log = log
         self._waits = waits
-        # A step metric of our own: W&B drops values at a step lower than its current one.
-        run.define_metric(STEP_KEY, hidden=True)
-        run.define_metric("*", step_metric=STEP_KEY)
-        self._known: set[_Name] = set()
-        """Rows that are logged, until the points that follow them have come."""
-        self._known.update(name for name, _ in self._read(log))  # if the user has it open
+        self._defined: set[str] = set()
+        self._logged = {name for name, _ in _rows_in(log)}
+        """Rows that are in a log, until the points that follow them have come."""
+        self._under_way: set[_Name] = set()
+        """Rows that were given to the client and have not been seen in its log."""
 
-    def resume(self, folder: Path, done: Collection[str]) -> list[str]:
+    def resume(self, logs: Sequence[Log], starts: Starts) -> None:
         """Log again what earlier starts of the run logged and the server has not had.
 
         Args:
-            folder: where the logs of all its starts are.
-            done: the starts of which the server has all rows, which need not be read.
-
-        Returns:
-            Those of which it has all rows now.
+            logs: theirs, the oldest first.
+            starts: tells of which the server has all, and is told.
         """
-        rows: dict[str, dict[_Name, dict[str, Any]]] = {}
-        there: set[_Name] = set()
-        logs = [log for log in logs_of(folder, self._run.id) if log.path != self._log.path]
+        rows: list[tuple[Log, dict[_Name, _Values]]] = []
         for log in reversed(logs):
             # The last ones tell which points come again.
-            start, needed = log.path.parent.name, not self._known
-            if needed or not (self._run.offline or start in done):
-                rows[start] = dict(self._read(log))
-                self._known |= rows[start].keys()
-                there.update(n for n, row in rows[start].items() if self._has_arrived(log, row))
+            if not self._logged or not (self._run.offline or starts.is_settled(log)):
+                rows.insert(0, (log, dict(_rows_in(log))))
+                self._logged |= rows[0][1].keys()
         if self._run.offline:
-            return [*done]
-        arrived = frozenset(there)
-        for start in reversed(rows):  # the oldest first
-            self._send([row for name, row in rows[start].items() if name not in there])
-            there |= rows[start].keys()
-        return sorted({*done, *(s for s in rows if rows[s].keys() <= arrived)})
+            return
+        there = {n for log, found in rows for n, row in found.items() if self._has(log, row)}
+        starts.settle(log for log, found in rows if found.keys() <= there)
+        missing = {n: row for _, found in rows for n, row in found.items() if n not in there}
+        self._send(missing)
 
     def log(self, points: Sequence[MetricPoint]) -> None:
         """Log points, and return when they are in W&B's log file, if that is waited for."""
-        rows = [{STEP_KEY: p.step, _TIME_KEY: p.time, **p.values} for p in points if p.values]
-        new = [row for row in rows if _name_of(row) not in self._known]
-        # Until they have arrived: if that takes too long, the same points come again.
-        self._known |= {name for row in new if (name := _name_of(row))}
+        rows = [{**p.values, STEP_KEY: p.step, _TIME_KEY: p.time} for p in points if p.values]
+        named = {name: row for row in rows if (name := _name_of(row))}
+        new = {name: row for name, row in named.items() if name not in self._logged}
         self._send(new)
-        if len(new) == len(rows):  # past what a kill may have cut
-            self._known.clear()
+        if new and len(new) == len(named):  # past what a kill may have cut
+            self._logged.clear()
 
-    def _has_arrived(self, log: Log, row: Mapping[str, Any]) -> bool:
+    def _has(self, log: Log, row: _Values) -> bool:
         """Return whether the server has a row; in a log of an online start its steps are known."""
         return log.is_synced or (log.is_online and row["_step"] < self._run.starting_step)
 
-    def _read(self, log: Log) -> Iterator[tuple[_Name, dict[str, Any]]]:
-        for found in log.new():
-            if isinstance(found, Row) and (name := _name_of(found.values)):
-                yield name, found.values
+    def _send(self, rows: Mapping[_Name, _Values]) -> None:
+        # What a call that failed gave to the client is waited for, and not given again.
+        for name in [n for n in rows if n not in self._under_way]:
+            row = {k: v for k, v in rows[name].items() if k not in _W_AND_B}
+            self._define(row.keys() - {STEP_KEY, _TIME_KEY})
+            self._run.log(row)
+            if self._waits:
+                self._under_way.add(name)
+        if self._under_way:
+            for found in self._log.follow(LOG_SECONDS):
+                name_ = _name_of(found.values) if isinstance(found, Row) else None
+                if name_ in self._under_way:
+                    self._under_way.discard(name_)
+                    self._logged.add(name_)
+                if not self._under_way:
+                    break
 
-    def _send(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        for row in rows:
-            self._run.log({k: v for k, v in row.items() if k not in _W_AND_B})
-        left = len(rows) if self._waits else 0
-        arrived = (found for found in self._log.follow(LOG_SECONDS) if isinstance(found, Row))
-        while left:
-            left -= _name_of(next(arrived).values) is not None
+    def _define(self, names: set[str]) -> None:
+        """Give metrics a step of our own: W&B drops values at a step lower than its current one."""
+        if not self._defined:
+            self._run.define_metric(STEP_KEY, hidden=True)
+        # By name, since the user may have rules of their own for all others.
+        for name in sorted(names - self._defined):
+            if "*" not in name:
+                self._run.define_metric(name, step_metric=STEP_KEY)
+        self._defined |= names
 
 
-def _name_of(row: Mapping[str, Any]) -> _Name | None:
+def _rows_in(log: Log) -> Iterator[tuple[_Name, _Values]]:
+    for found in log.new():
+        if isinstance(found, Row) and (name := _name_of(found.values)):
+            yield name, found.values
+
+
+def _name_of(row: _Values) -> _Name | None:
     """Return what names a row of ours, or `None` if it is one of the user's."""
     if STEP_KEY not in row:
         return None

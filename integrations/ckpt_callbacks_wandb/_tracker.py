@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import glob
-import json
 import netrc
 import os
 import re
-import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ckpt_callbacks.directory import replace_text
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.payload import Send, as_send, weights_among
@@ -25,14 +19,16 @@ from ckpt_callbacks.policy import KeepPolicy, as_keep
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, Overview, RunInfo, Tracker
 from ckpt_callbacks_wandb._address import QUERY_SECONDS
-from ckpt_callbacks_wandb._client import forget
 from ckpt_callbacks_wandb._fetch import fetch
+from ckpt_callbacks_wandb._files import Files
 from ckpt_callbacks_wandb._held import Held
 from ckpt_callbacks_wandb._link import Link
-from ckpt_callbacks_wandb._log import LOG_SECONDS, Log, Saved
+from ckpt_callbacks_wandb._log import Log
 from ckpt_callbacks_wandb._offline import Offline
 from ckpt_callbacks_wandb._online import Online
 from ckpt_callbacks_wandb._rows import Rows
+from ckpt_callbacks_wandb._run import adoptable, begin, end
+from ckpt_callbacks_wandb._starts import Starts
 from ckpt_callbacks_wandb._versions import Versions
 
 if TYPE_CHECKING:
@@ -41,16 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["WandbTracker"]
 
 Mode = Literal["online", "offline"]
-
-ARTIFACTS = "artifacts"
-"""The folder among the files of W&B's run that has those of the user."""
-FLUSH_SECONDS = 0.1
-"""How often W&B writes its log. Its default of 15 s is how much a kill may lose."""
-INIT_SECONDS = 30.0
-"""How long to wait for the server when the run is opened."""
-
-_open: dict[str, wandb.Run] = {}
-"""The runs of ours that are open in this process, by id. W&B opens none twice."""
 
 _CLIENTS = {"gs": ("google.cloud.storage", "gcp"), "s3": ("boto3", "aws")}
 """What W&B's client needs for references to a kind of place, and its extra."""
@@ -81,7 +67,8 @@ class WandbTracker(Tracker):
         group: of the run.
         job_type: of the run.
         tags: of the run.
-        dir: where W&B keeps its files; W&B's default (`WANDB_DIR`, or `./wandb`) if not given.
+        dir: where W&B keeps its files; `WANDB_DIR`, or else the run directory, if not given. What
+            was not sent is there.
         send: of a checkpoint, all of it (`checkpoint`), its items that are weights (`weights`:
             those named `model`, `params` or `weights`), or where it is and no bytes (`reference`).
         reference: for `send="reference"`, the URI at which others find the run directory, such as
@@ -165,24 +152,25 @@ class WandbTracker(Tracker):
         # From here on what `entered` and `open` find out.
         self._adopts: wandb.Run | None = None
         """The run that the user has open."""
+        self._found = {"project": project, "entity": entity}
         self._info: RunInfo
         self._held: Held
         self._run: wandb.Run
         self._log: Log
         self._rows: Rows
+        self._files: Files
         self._there: Online | Offline | None = None
         self._late: TimeoutError | None = None
 
     def settings(self) -> Mapping[str, Any]:
         return {
-            "project": self._project,
-            "entity": self._entity,
+            **self._found,
             "mode": self._mode,
             "artifact": self._artifact,
             "link_to": self._link_to,
             "link": self._link,
             "run_name": self._run_name,
-            "run_id": self._run_id,
+            "run_id": self._adopts.id if self._adopts else self._run_id,
             "group": self._group,
             "job_type": self._job_type,
             "tags": self._tags,
@@ -196,13 +184,8 @@ class WandbTracker(Tracker):
     def entered(self, items: Sequence[str]) -> None:
         if self._send == "weights":
             weights_among("WandbTracker", items)
-        # Which run is open is known where it was opened. Where wandb is not imported there is
-        # none, and where it is just being imported, on a worker's thread, it has none yet.
         client = sys.modules.get("wandb")
-        run = getattr(client, "run", None)
-        self._adopts = None
-        if run is not None and self._run_id in (None, run.id):
-            self._adopts = run if self._project in (None, run.project) else None
+        self._adopts = adoptable(self._project, self._run_id)
         mode = self._mode or os.environ.get("WANDB_MODE") or "online"
         if mode not in ("online", "offline", "shared") and not self._adopts:
             raise ConfigError(
@@ -225,26 +208,32 @@ class WandbTracker(Tracker):
         # Here and not above: it takes a second, and this is the worker's thread.
         load("wandb")
         self._late = None
-        about = self._remembered(run)
-        self._run = self._adopts or self._begin(run, about["config"])
-        self._project = self._run.project
-        self._entity = self._run.entity or self._entity
+        starts = Starts(self._held.folder, run.config)
+        if self._adopts:
+            self._run = self._adopts
+            self._run.config.setdefaults(starts.config)
+        else:
+            self._run = self._begin(run, starts.config)
+        self._found = {"project": self._run.project, "entity": self._run.entity or self._entity}
         started = Path(self._run.dir).parent
         self._log = Log(started / f"run-{self._run.id}.wandb")
-        began = about["began"]
+        logs = starts.add(started, self._run.id)
         there: Online | Offline
+        api: wandb.Api | None = None  # which needs a key
         if self._run.offline:
-            there = Offline(self._run, self._held, self._log, began)
+            there = Offline(self._run, self._held, self._log, logs, starts.began)
         else:
+            api = self._api()
             path = f"{self._run.path.rpartition('/')[0]}/{name}"
-            versions = Versions(self._api(), path, run.run_id, began, run.rank)
+            versions = Versions(api, path, run.run_id, starts.began, run.rank)
             link = Link(versions, self._link_to, self._link) if self._link_to else None
             there = Online(self._run, self._held, versions, link)
         self._there = there
         self.put_moves_aliases = there.moves_aliases
+        self._files = Files(self._run, self._log, api)
+        self._files.resume(logs)
         self._rows = Rows(self._run, self._log, waits=self._adopts is None)
-        done = self._rows.resume(started.parent, about["done"])
-        self._write({**about, "done": done})
+        self._rows.resume(logs, starts)
         return {"run_id": run.run_id}
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
@@ -261,7 +250,9 @@ class WandbTracker(Tracker):
         elif self._info.reading:
             load("wandb")
             api = self._api()
-            path = "/".join(filter(None, [self._entity, self._project, self._held.name]))
+            path = "/".join(
+                filter(None, [self._found["entity"], self._found["project"], self._held.name])
+            )
             fetch(Versions(api, path, self._info.run_id, 0.0, self._info.rank).of(step), into)
         else:
             self._opened.get(step, into)
@@ -279,20 +270,7 @@ class WandbTracker(Tracker):
         self._rows.log(points)
 
     def log_artifact(self, path: Path, name: str) -> None:
-        # Into the folder that W&B syncs, since the file goes. Below a folder of ours there, since
-        # W&B has files of its own, such as `config.yaml`.
-        files = Path(self._run.dir)
-        target = files / ARTIFACTS / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-        if not self._run.offline:  # this returns when it is there
-            self._api().run(self._run.path).upload_file(str(target), root=str(files))
-            target.unlink()
-            return
-        self._run.save(glob.escape(str(target)), base_path=str(files), policy="now")
-        for found in self._log.follow(LOG_SECONDS):
-            if isinstance(found, Saved) and f"{ARTIFACTS}/{name}" in found.names:
-                return
+        self._files.log(path, name)
 
     def close(self, status: str) -> None:
         if self._adopts:
@@ -300,8 +278,7 @@ class WandbTracker(Tracker):
         try:
             if self._late:  # of a run that is finished a second `finish` says nothing
                 raise self._late
-            _open.pop(self._run.id, None)
-            self._run.finish(exit_code=_EXIT_CODE[status])
+            end(self._run, _EXIT_CODE[status])
         except TimeoutError as error:
             self._late = error
             raise TimeoutError(
@@ -322,72 +299,25 @@ class WandbTracker(Tracker):
             return f"ckpt-callbacks sync {self._info.scratch.parents[2]}"
         return str(self._run.url)
 
-    def _begin(self, run: RunInfo, config: dict[str, Any]) -> wandb.Run:
-        """Open the run of W&B that belongs to this one, made if need be."""
-        import wandb
-
-        if self._dir:
-            self._dir.mkdir(parents=True, exist_ok=True)
-        run_id = self._run_id or run.run_id
-        if left := _open.pop(run_id, None):  # the end of an earlier run did not wait for it
-            with suppress(TimeoutError):
-                left.finish()
-        opened: wandb.Run = self._init(
+    def _begin(self, run: RunInfo, config: Mapping[str, Any]) -> wandb.Run:
+        """Open the run of W&B that belongs to this one, or that is named by its id."""
+        # In the run directory, with which it moves: what was not sent is there.
+        folder = self._dir or os.environ.get("WANDB_DIR") or self._held.folder
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return begin(
+            self._run_id or run.run_id,
+            owned=self._run_id is None,
+            drain_limit=run.drain_limit,
+            config=config,
             project=self._project,
             entity=self._entity,
-            id=run_id,
             name=self._run_name or (None if self._run_id else run.name),
             mode="online" if run.sending else self._mode,
-            resume="allow",
-            dir=self._dir,
-            config=config,
-            reinit="create_new",  # a run that the user has open is left alone
-            settings=wandb.Settings(
-                x_transaction_log_flush_interval=FLUSH_SECONDS,
-                # One that is somebody else's is not ended by us.
-                x_update_finish_state=self._run_id is None,
-                init_timeout=INIT_SECONDS,
-                finish_timeout=max(run.drain_limit, 1.0),
-                finish_timeout_raises=True,
-                # The loop's output is the user's, and threads of ours must not capture it.
-                console="off",
-                # The same facts are in `hint` and in events.
-                silent=True,
-            ),
+            dir=folder,
             group=self._group,
             job_type=self._job_type,
             tags=self._tags or None,
         )
-        _open[run_id] = opened
-        return opened
-
-    def _init(self, *, id: str, **options: Any) -> wandb.Run:
-        """Open a run of W&B; one that could not be opened can be later."""
-        import wandb
-
-        try:
-            return wandb.init(id=id, **options)
-        except Exception as error:
-            if "in use" not in str(error):  # by the user, who has it open
-                with suppress(Exception):  # the first error tells more
-                    forget(id)
-            raise
-
-    def _remembered(self, run: RunInfo) -> dict[str, Any]:
-        """Return when this run began and its configuration, as all its starts gave them.
-
-        One that only sends gives none.
-        """
-        file = self._held.folder / "run.json"
-        known: dict[str, Any] = {"began": time.time(), "config": {}, "done": []}
-        if file.exists():
-            known = json.loads(file.read_text("utf-8"))
-        known["config"] |= run.config
-        self._write(known)
-        return known
-
-    def _write(self, about: Mapping[str, Any]) -> None:
-        replace_text(self._held.folder / "run.json", json.dumps(about, indent=1))
 
     def _api(self) -> wandb.Api:
         import wandb

@@ -179,11 +179,15 @@ class Versions:
             return False
         return True
 
+    def ours(self, version: wandb.Artifact) -> set[str]:
+        """Return the aliases of a version that were set by us."""
+        about = version.metadata
+        names = {"best", "last", f"step-{about.get('step')}", *about.get("ranks", ())}
+        return names.intersection(version.aliases)
+
     def foreign(self, version: wandb.Artifact) -> list[str]:
         """Return the aliases of a version that were not set by us."""
-        about = version.metadata
-        ours = {LATEST, "best", "last", f"step-{about.get('step')}", *about.get("ranks", ())}
-        return sorted(set(version.aliases) - ours)
+        return sorted(set(version.aliases) - self.ours(version) - {LATEST})
 
     def _hand_on_latest(self, version: wandb.Artifact, there: Sequence[wandb.Artifact]) -> None:
         """Give W&B's own alias to the newest version that stays, which W&B does not do itself."""
