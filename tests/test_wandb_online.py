@@ -37,7 +37,7 @@ def opened(
     """Return a tracker of a run whose directory is called `digits`."""
     scratch = tmp_path / run_id
     scratch.mkdir(exist_ok=True)
-    store = WandbTracker(**{"project": "p", **options})  # type: ignore[arg-type]
+    store = WandbTracker(**{"project": "p", "artifact": "digits", **options})  # type: ignore[arg-type]
     store.entered([])
     known = ranks or {}
     store.open(RunInfo(run_id, "digits", {"lr": 0.1}, scratch, {}, rank=lambda *k: known.get(k)))
@@ -94,8 +94,8 @@ def test_a_run_leaves_exactly_what_is_kept(tmp_path: Path, wandb_server: WandbSe
 def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(
     tmp_path: Path, wandb_server: WandbServer
 ) -> None:
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 3, {1: 0.9})
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 6, {4: 0.5})
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 3, {1: 0.9})
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 6, {4: 0.5})
 
     (run,) = wandb_server.runs("p")
     assert [row["loss"] for row in run.history if "loss" in row] == [0, 1, 2, 3, 4, 5]
@@ -212,7 +212,9 @@ def test_a_refused_deletion_is_told_and_tried_again_by_the_next_run(
         Pace.sent.clear()
 
     wandb_server.refuse("DeleteArtifact", "permission denied: protected")
-    train(callbacks_in(directory, WandbTracker("p"), Pace()), 4, {1: 0.9}, before)
+    train(
+        callbacks_in(directory, WandbTracker("p", artifact="digits"), Pace()), 4, {1: 0.9}, before
+    )
     assert set(there(wandb_server)) == {0, 1, 2, 3}
     told = [r.getMessage() for r in caplog.records if "permission denied" in r.getMessage()]
     assert len(told) == 1
@@ -316,9 +318,9 @@ def test_the_run_that_the_user_has_open_is_used_and_left_open(
     import wandb
 
     with wandb.init(project="p", id="theirs") as theirs:
-        train(callbacks_in(tmp_path / "digits", WandbTracker()), 3, {1: 0.9})
+        train(callbacks_in(tmp_path / "digits", WandbTracker(artifact="digits")), 3, {1: 0.9})
         theirs.log({"mine": 1.0})
-        train(callbacks_in(tmp_path / "other", WandbTracker()), 2)
+        train(callbacks_in(tmp_path / "other", WandbTracker(artifact="other")), 2)
         assert wandb_server.run("p", "theirs").state == "running"
 
     (run,) = wandb_server.runs("p")
@@ -332,7 +334,7 @@ def test_a_run_of_another_project_is_left_alone(tmp_path: Path, wandb_server: Wa
     import wandb
 
     with wandb.init(project="theirs"):
-        train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+        train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 2)
 
     assert not [row for row in wandb_server.runs("theirs")[0].history if "loss" in row]
     assert len(wandb_server.runs("p")) == 1
@@ -344,7 +346,9 @@ def test_a_run_named_by_its_id_is_used_and_not_ended(
     import wandb
 
     wandb.init(project="p", id="theirs", name="mine").finish()
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p", run_id="theirs")), 2)
+    train(
+        callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits", run_id="theirs")), 2
+    )
 
     (run,) = wandb_server.runs("p")
     assert (run.id, run.display_name) == ("theirs", "mine")
@@ -360,7 +364,7 @@ def test_group_job_type_and_tags_pass_through(tmp_path: Path, wandb_server: Wand
 
 
 def test_one_callbacks_serves_several_runs(tmp_path: Path, wandb_server: WandbServer) -> None:
-    callbacks = callbacks_in(tmp_path / "digits", WandbTracker("p"))
+    callbacks = callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits"))
     train(callbacks, 2)
     train(callbacks, 4)
 
@@ -373,7 +377,7 @@ def test_one_callbacks_serves_several_runs(tmp_path: Path, wandb_server: WandbSe
 def test_a_checkpoint_is_restored_by_its_address(
     address: str, tmp_path: Path, wandb_server: WandbServer
 ) -> None:
-    tracker = WandbTracker("p", link_to="wandb-registry-model/digits")
+    tracker = WandbTracker("p", artifact="digits", link_to="wandb-registry-model/digits")
     train(callbacks_in(tmp_path / "digits", tracker), 4, {1: 0.9})
 
     state = cc.restore(f"wandb:{address}", like=new_state())
@@ -382,7 +386,7 @@ def test_a_checkpoint_is_restored_by_its_address(
 
 
 def test_one_item_alone_is_fetched(tmp_path: Path, wandb_server: WandbServer) -> None:
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 2)
     wandb_server.begin()
 
     state = cc.restore("wandb:me/p/digits:last", like=new_state(), only="model")
@@ -396,7 +400,7 @@ def test_what_was_used_is_recorded_with_the_run_that_used_it(
 ) -> None:
     import wandb
 
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 2)
     with wandb.init(project="p", id="evaluation"):
         cc.restore("wandb:me/p/digits:last", like=new_state())
 
@@ -434,7 +438,7 @@ def test_an_address_of_nothing_is_an_error(
 
 
 def test_a_damaged_download_is_an_error(tmp_path: Path, wandb_server: WandbServer) -> None:
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 2)
     wandb_server.begin(Fault("digest", request="GET file", times=100))
 
     with pytest.raises((cc.CorruptCheckpoint, cc.CheckpointNotFound, cc.RecordError)):
@@ -442,7 +446,9 @@ def test_a_damaged_download_is_an_error(tmp_path: Path, wandb_server: WandbServe
 
 
 def test_only_the_weights_are_sent(tmp_path: Path, wandb_server: WandbServer) -> None:
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p", send="weights")), 2)
+    train(
+        callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits", send="weights")), 2
+    )
 
     names = {name.split("/")[1] for name in there(wandb_server)[1].files if "/" in name}
     assert "model" in names
@@ -454,7 +460,9 @@ def test_only_the_weights_are_sent(tmp_path: Path, wandb_server: WandbServer) ->
 def test_a_reference_says_where_the_checkpoint_is(
     tmp_path: Path, wandb_server: WandbServer
 ) -> None:
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p", send="reference")), 2)
+    train(
+        callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits", send="reference")), 2
+    )
 
     version = there(wandb_server)[1]
     assert set(version.files) == {"checkpoint.json"}
@@ -468,7 +476,7 @@ def test_a_reference_says_where_the_checkpoint_is(
 
 def test_what_a_reference_to_a_bucket_needs_is_said_at_once() -> None:
     with pytest.raises(cc.ConfigError, match=r"needs the package google.*pip install 'wandb\[gcp"):
-        WandbTracker("p", send="reference", reference="gs://bucket/runs/digits")
+        WandbTracker("p", artifact="digits", send="reference", reference="gs://bucket/runs/digits")
 
 
 def test_a_version_may_have_a_time_to_live(tmp_path: Path, wandb_server: WandbServer) -> None:
@@ -480,7 +488,7 @@ def test_a_version_may_have_a_time_to_live(tmp_path: Path, wandb_server: WandbSe
 
 
 def test_metrics_that_come_late_are_shown(tmp_path: Path, wandb_server: WandbServer) -> None:
-    callbacks = callbacks_in(tmp_path / "digits", WandbTracker("p"))
+    callbacks = callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits"))
     with callbacks.run(new_state()) as run:
         run.on_step(0, new_state())
         run.on_step(1, new_state())
@@ -495,12 +503,12 @@ def test_the_mode_is_that_of_wandb_if_none_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb_server: WandbServer
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 2)
     assert not wandb_server.runs("p")
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with pytest.raises(cc.ConfigError, match=r"W&B's mode is 'disabled' \(WANDB_MODE\)"):
-        train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+        train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 2)
 
 
 def test_a_run_in_one_process_may_follow_one_that_could_not_be_opened(
@@ -509,7 +517,7 @@ def test_a_run_in_one_process_may_follow_one_that_could_not_be_opened(
     wandb_server.begin(Fault("403", request="UpsertBucket", times=1))
     events = Recorder()
 
-    train(callbacks_in(tmp_path / "digits", WandbTracker("p"), events), 2)
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits"), events), 2)
 
     assert len(events.of(cc.MirrorFailed)) == 1
     assert set(there(wandb_server)) == {0, 1}
@@ -521,7 +529,7 @@ def test_without_a_key_training_does_not_begin(
     monkeypatch.delitem(sys.modules, "wandb")  # as if nothing had imported it
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(cc.ConfigError, match=r"no API key for W&B: run `wandb login`"):
-        train(callbacks_in(tmp_path / "digits", WandbTracker("p")), 2)
+        train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 2)
 
 
 KILLED = """
@@ -532,7 +540,7 @@ from pathlib import Path
 from ckpt_callbacks_wandb import WandbTracker
 from loops import callbacks_in, train
 
-train(callbacks_in(Path(sys.argv[1]), WandbTracker("p")), 8, {1: 0.9})
+train(callbacks_in(Path(sys.argv[1]), WandbTracker("p", artifact="digits")), 8, {1: 0.9})
 """
 
 
@@ -555,7 +563,7 @@ def test_a_run_that_was_killed_during_an_upload_is_made_good(
     wandb_server.release()
     wandb_server.begin()
 
-    state = train(callbacks_in(directory, WandbTracker("p")), 8, {1: 0.9})
+    state = train(callbacks_in(directory, WandbTracker("p", artifact="digits")), 8, {1: 0.9})
 
     assert float(state["model"]["w"][0, 0]) == 8.0
     assert set(there(wandb_server)) == {1, 6, 7}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import wandb
 
-__all__ = ["forget", "hide", "remove_unfinished"]
+__all__ = ["forget", "has_key", "hide", "remove_unfinished"]
 
 _END_SECONDS = 10.0
 
@@ -45,6 +45,18 @@ def forget(run_id: str) -> None:
     # Before the word that it is over, which else waits for this one for ever.
     interface.deliver_exit(1).wait_or(timeout=_END_SECONDS)
     service.inform_finish(run_id=run_id)
+
+
+def has_key() -> bool:
+    """Return whether W&B's client has a key for its server.
+
+    `wandb.init` asks the user for one, from whatever thread.
+    """
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    host = wandb.setup().settings.base_url
+    return wbauth.authenticate_session(host=host, source="ckpt_callbacks", prompt=False) is not None
 
 
 def hide(run: wandb.Run) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ckpt_callbacks.stores import redact
 from ckpt_callbacks_wandb._versions import LATEST, Versions, is_refused, may_take, versions_in
 
 if TYPE_CHECKING:
@@ -76,4 +77,4 @@ class Link:
     def _tell(self, link: wandb.Artifact, why: str) -> None:
         if link.name not in self._told:
             self._told.add(link.name)
-            logger.warning("W&B: %s/%s stays linked: %s", link.project, link.name, why)
+            logger.warning("W&B: %s/%s stays linked: %s", link.project, link.name, redact(why))

@@ -45,7 +45,13 @@ class Artifact:
 class Row:
     """One row of metrics."""
 
-    values: dict[str, Any]
+    items: dict[str, str]
+    """Each value as JSON text: of a long run few are looked at."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values by name."""
+        return {name: json.loads(text) for name, text in self.items.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +144,7 @@ def _parse(content: bytes) -> Artifact | Row | Saved | None:
             )
         case "history":
             items = record.history.item
-            return Row({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+            return Row({"/".join(i.nested_key) or i.key: i.value_json for i in items})
         case "files":
             return Saved(frozenset(file.path for file in record.files.files))
         case _:

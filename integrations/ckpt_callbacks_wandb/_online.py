@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_callbacks.stores import Checkpoint, Copy, Listing, Overview
+from ckpt_callbacks.stores import Checkpoint, Copy, Listing, Overview, redact
 from ckpt_callbacks_wandb._client import remove_unfinished
 from ckpt_callbacks_wandb._fetch import fetch, known_of
 from ckpt_callbacks_wandb._held import Held, changing
@@ -114,7 +114,7 @@ class Online:
                     "changes: %s",
                     step,
                     self._link.target,
-                    error,
+                    redact(str(error)),
                 )
 
     def delete(self, step: int) -> bool:

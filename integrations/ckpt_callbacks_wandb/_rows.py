@@ -8,7 +8,8 @@ counts rows, and by our own step and time, which name a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.stores import MetricPoint
@@ -56,7 +57,7 @@ class Rows:
             logs: theirs, the oldest first.
             starts: tells of which the server has all, and is told.
         """
-        rows: list[tuple[Log, dict[_Name, _Values]]] = []
+        rows: list[tuple[Log, dict[_Name, Row]]] = []
         for log in reversed(logs):
             # The last ones tell which points come again.
             if not self._logged or not (self._run.offline or starts.is_settled(log)):
@@ -67,20 +68,22 @@ class Rows:
         there = {n for log, found in rows for n, row in found.items() if self._has(log, row)}
         starts.settle(log for log, found in rows if found.keys() <= there)
         missing = {n: row for _, found in rows for n, row in found.items() if n not in there}
-        self._send(missing)
+        self._send({name: row.values for name, row in missing.items()})
 
     def log(self, points: Sequence[MetricPoint]) -> None:
         """Log points, and return when they are in W&B's log file, if that is waited for."""
-        rows = [{**p.values, STEP_KEY: p.step, _TIME_KEY: p.time} for p in points if p.values]
-        named = {name: row for row in rows if (name := _name_of(row))}
+        points = [p for p in points if p.values]
+        rows = [{**p.values, STEP_KEY: p.step, _TIME_KEY: p.time} for p in points]
+        named = {_name(p.step, p.time, p.values): row for p, row in zip(points, rows, strict=True)}
         new = {name: row for name, row in named.items() if name not in self._logged}
         self._send(new)
         if new and len(new) == len(named):  # past what a kill may have cut
             self._logged.clear()
 
-    def _has(self, log: Log, row: _Values) -> bool:
+    def _has(self, log: Log, row: Row) -> bool:
         """Return whether the server has a row; in a log of an online start its steps are known."""
-        return log.is_synced or (log.is_online and row["_step"] < self._run.starting_step)
+        online = log.is_online and int(row.items["_step"]) < self._run.starting_step
+        return online or log.is_synced
 
     def _send(self, rows: Mapping[_Name, _Values]) -> None:
         # What a call that failed gave to the client is waited for, and not given again.
@@ -92,7 +95,7 @@ class Rows:
                 self._under_way.add(name)
         if self._under_way:
             for found in self._log.follow(LOG_SECONDS):
-                name_ = _name_of(found.values) if isinstance(found, Row) else None
+                name_ = _name_of(found) if isinstance(found, Row) else None
                 if name_ in self._under_way:
                     self._under_way.discard(name_)
                     self._logged.add(name_)
@@ -110,15 +113,25 @@ class Rows:
         self._defined |= names
 
 
-def _rows_in(log: Log) -> Iterator[tuple[_Name, _Values]]:
+def _rows_in(log: Log) -> Iterator[tuple[_Name, Row]]:
     for found in log.new():
-        if isinstance(found, Row) and (name := _name_of(found.values)):
-            yield name, found.values
+        if isinstance(found, Row) and (name := _name_of(found)):
+            yield name, found
 
 
-def _name_of(row: _Values) -> _Name | None:
+def _name_of(row: Row) -> _Name | None:
     """Return what names a row of ours, or `None` if it is one of the user's."""
-    if STEP_KEY not in row:
+    try:
+        step, at = json.loads(row.items[STEP_KEY]), json.loads(row.items[_TIME_KEY])
+    except KeyError:
         return None
-    names = frozenset(row.keys() - {STEP_KEY, _TIME_KEY, *_W_AND_B})
-    return row[STEP_KEY], float(row[_TIME_KEY]), names
+    return _name(step, at, row.items)
+
+
+def _name(step: int, at: float, names: Iterable[str]) -> _Name:
+    keys = frozenset(names) - {STEP_KEY, _TIME_KEY, *_W_AND_B}
+    return step, float(at), _keys.setdefault(keys, keys)
+
+
+_keys: dict[frozenset[str], frozenset[str]] = {}
+"""Each set of names once: a run has few, and many rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,15 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.errors import ConfigError
-from ckpt_callbacks_wandb._client import forget, hide
+from ckpt_callbacks_wandb._client import forget, has_key, hide
 
 if TYPE_CHECKING:
     import wandb
 
-__all__ = ["adoptable", "begin", "end"]
+__all__ = ["NO_KEY", "adoptable", "begin", "end"]
 
 FLUSH_SECONDS = 0.1
 """How often W&B writes its log. Its default of 15 s is how much a kill may lose."""
+NO_KEY = (
+    "there is no API key for W&B: run `wandb login`, or set WANDB_API_KEY, or give the tracker "
+    "mode='offline' and send all later with `ckpt-callbacks sync`"
+)
 INIT_SECONDS = 30.0
 """How long to wait for the server when the run is opened, at most."""
 
@@ -76,6 +81,9 @@ def begin(
         del _opened[run_id]  # the end of an earlier run did not wait for it
         with suppress(TimeoutError):
             left.run.finish()
+    mode = options["mode"] or os.environ.get("WANDB_MODE") or "online"
+    if mode != "offline" and not has_key():
+        raise wandb.errors.UsageError(NO_KEY)
     limit = max(drain_limit, 1.0)
     try:
         run: wandb.Run = wandb.init(
@@ -96,6 +104,8 @@ def begin(
             ),
             **options,
         )
+    except wandb.errors.UsageError:
+        raise  # before it began
     except Exception as error:
         if "in use" not in str(error):  # by the user, who has it open
             with suppress(Exception):  # the first error tells more

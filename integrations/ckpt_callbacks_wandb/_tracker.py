@@ -17,7 +17,16 @@ from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.payload import Send, as_send, weights_among
 from ckpt_callbacks.policy import KeepPolicy, as_keep
 from ckpt_callbacks.retention import policy_to_json
-from ckpt_callbacks.stores import Checkpoint, Copy, Listing, MetricPoint, Overview, RunInfo, Tracker
+from ckpt_callbacks.stores import (
+    Checkpoint,
+    Copy,
+    Listing,
+    MetricPoint,
+    Overview,
+    RunInfo,
+    Tracker,
+    redact,
+)
 from ckpt_callbacks_wandb._address import QUERY_SECONDS
 from ckpt_callbacks_wandb._fetch import fetch
 from ckpt_callbacks_wandb._files import Files
@@ -27,7 +36,7 @@ from ckpt_callbacks_wandb._log import Log
 from ckpt_callbacks_wandb._offline import Offline
 from ckpt_callbacks_wandb._online import Online
 from ckpt_callbacks_wandb._rows import Rows
-from ckpt_callbacks_wandb._run import adoptable, begin, end
+from ckpt_callbacks_wandb._run import NO_KEY, adoptable, begin, end
 from ckpt_callbacks_wandb._starts import Starts
 from ckpt_callbacks_wandb._versions import Versions
 
@@ -58,7 +67,8 @@ class WandbTracker(Tracker):
         mode: `online`, or `offline` to hold all for `ckpt-callbacks sync` or the next online run;
             W&B's own default (`WANDB_MODE`, or `online`) if not given.
         entity: user or team; W&B's default if not given.
-        artifact: name of the artifact; that of the run directory if not given.
+        artifact: name of the artifact, which several runs may share; that of the run directory with
+            the beginning of the run's id if not given.
         link_to: collection of the registry that has a link to what `link` names, such as
             `wandb-registry-model/digits`.
         link: the alias that is followed there.
@@ -73,6 +83,9 @@ class WandbTracker(Tracker):
             those named `model`, `params` or `weights`), or where it is and no bytes (`reference`).
         reference: for `send="reference"`, the URI at which others find the run directory, such as
             `gs://bucket/runs/digits`; its path on this machine if not given.
+        metrics: whether to log metrics. In a run that you opened and log to with `step=`, W&B drops
+            those of your values that are below the step to which our rows have brought it: say
+            `False`, or log without `step=`.
         ttl: how long W&B keeps a version, as a safety net: what is kept that long is gone then.
         keep: of the checkpoints that are kept, hold only those that this policy keeps, such as
             `BestN(1, "val_accuracy", mode="max", pending=0)`; all if not given.
@@ -103,6 +116,7 @@ class WandbTracker(Tracker):
         dir: str | os.PathLike[str] | None = None,
         send: Send = "checkpoint",
         reference: str | None = None,
+        metrics: bool = True,
         ttl: timedelta | float | None = None,
         keep: KeepPolicy | None = None,
     ) -> None:
@@ -122,23 +136,12 @@ class WandbTracker(Tracker):
                 "WandbTracker: link_to must be a collection such as "
                 f"'wandb-registry-model/digits', not {link_to!r}"
             )
-        if reference is not None and (send != "reference" or "://" not in reference):
-            raise ConfigError(
-                "WandbTracker: reference must be a URI such as 'gs://bucket/runs/digits', and "
-                f"needs send='reference'; it is {reference!r} with send={send!r}"
-            )
-        if reference and (needed := _CLIENTS.get(reference.partition(":")[0])):
-            module, extra = needed
-            if find_spec(module) is None:
-                raise ConfigError(
-                    f"WandbTracker: for a reference to {reference} W&B's client needs the package "
-                    f"{module}: pip install 'wandb[{extra}]'"
-                )
         self.keep = as_keep("WandbTracker", keep)
         self._ttl = ttl if isinstance(ttl, timedelta | None) else timedelta(seconds=ttl)
         if self._ttl is not None and self._ttl <= timedelta():
             raise ConfigError(f"WandbTracker: ttl must be positive, not {ttl!r}")
         self._send = as_send("WandbTracker", send)
+        self._metrics = metrics
         self._project = project
         self._entity = entity
         self._mode = mode
@@ -147,7 +150,7 @@ class WandbTracker(Tracker):
         self._run_name = run_name
         self._run_id = run_id
         self._group, self._job_type, self._tags = group, job_type, [*tags]
-        self._reference = reference and reference.rstrip("/")
+        self._reference = _as_reference(reference, send)
         self._dir = None if dir is None else Path(dir).absolute()
         # From here on what `entered` and `open` find out.
         self._adopts: wandb.Run | None = None
@@ -176,6 +179,7 @@ class WandbTracker(Tracker):
             "tags": self._tags,
             "dir": self._dir and str(self._dir),
             "send": self._send,
+            "metrics": self._metrics,
             "reference": self._reference,
             "ttl": self._ttl and self._ttl.total_seconds(),
             "keep": self.keep and policy_to_json(self.keep),
@@ -193,15 +197,13 @@ class WandbTracker(Tracker):
                 "tracker out, and to send all later give it mode='offline'"
             )
         if mode == "online" and client is None and not _may_have_key():
-            raise ConfigError(
-                "WandbTracker: there is no API key for W&B: run `wandb login`, or set "
-                "WANDB_API_KEY, or give the tracker mode='offline' and send all later with "
-                "`ckpt-callbacks sync`"
-            )
+            raise ConfigError(f"WandbTracker: {NO_KEY}")
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
         self._info = run
-        name = self._artifact or re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)[:128]
+        # Of its own, for many run directories are called the same.
+        own = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{run.name[:100]}-{run.run_id[:6]}")
+        name = self._artifact or own
         self._held = Held(run.scratch, name, self._send, self._reference, self._ttl)
         if run.reading:
             return run.remembered
@@ -267,7 +269,8 @@ class WandbTracker(Tracker):
         self._opened.show(overview)
 
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
-        self._rows.log(points)
+        if self._metrics:
+            self._rows.log(points)
 
     def log_artifact(self, path: Path, name: str) -> None:
         self._files.log(path, name)
@@ -323,6 +326,31 @@ class WandbTracker(Tracker):
         import wandb
 
         return wandb.Api(timeout=QUERY_SECONDS)
+
+
+def _as_reference(reference: str | None, send: Send) -> str | None:
+    """Return the URI of the run directory as it is sent.
+
+    Raises:
+        ConfigError: it is none, is not asked for, is secret, or needs a package that is not there.
+    """
+    if reference is not None and (send != "reference" or "://" not in reference):
+        raise ConfigError(
+            "WandbTracker: reference must be a URI such as 'gs://bucket/runs/digits', and "
+            f"needs send='reference'; it is {redact(reference)!r} with send={send!r}"
+        )
+    if reference and redact(reference) != reference:
+        raise ConfigError(
+            "WandbTracker: reference must not hold a password or a key, which W&B would show"
+        )
+    if reference and (needed := _CLIENTS.get(reference.partition(":")[0])):
+        module, extra = needed
+        if find_spec(module) is None:
+            raise ConfigError(
+                f"WandbTracker: for a reference to {reference} W&B's client needs the package "
+                f"{module}: pip install 'wandb[{extra}]'"
+            )
+    return reference and reference.rstrip("/")
 
 
 def _may_have_key() -> bool:

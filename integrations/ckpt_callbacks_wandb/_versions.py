@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.errors import CheckpointNotFound
-from ckpt_callbacks.stores import Rank
+from ckpt_callbacks.stores import Rank, redact
 from ckpt_callbacks_wandb._held import TYPE
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Versions:
                 "this directory, or `ckpt-callbacks sync`, looks again",
                 version.qualified_name,
                 version.metadata.get("step"),
-                why,
+                redact(why),
             )
 
     def _is_of(self, version: wandb.Artifact, step: int) -> bool:
