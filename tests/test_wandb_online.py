@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import ckpt_callbacks as cc
-from ckpt_callbacks.stores import Rank, RunInfo, Tracker
+from ckpt_callbacks.stores import MetricPoint, Rank, RunInfo, Tracker
 from ckpt_callbacks.testing import Recorder, TrackerContract, make_checkpoint
 from ckpt_callbacks_wandb import WandbTracker
 from ckpt_callbacks_wandb.testing import Fault, StoredVersion, WandbServer
@@ -579,3 +579,71 @@ def test_a_run_that_was_killed_during_an_upload_is_made_good(
             for p in (directory / str(step)).rglob("*")
             if p.is_file()
         }
+
+
+def test_what_did_not_arrive_is_sent_though_others_log_to_the_run(
+    tmp_path: Path, wandb_server: WandbServer
+) -> None:
+    import wandb
+
+    def start() -> WandbTracker:
+        store = WandbTracker("p", run_id="theirs")
+        info = RunInfo(RUN, "digits", {}, tmp_path / "scratch", {}, drain_limit=1.0)
+        store.open(info)
+        return store
+
+    (tmp_path / "scratch").mkdir()
+    wandb_server.begin(Fault("hang", request="POST file_stream", times=1000))
+    store = start()
+    store.log_metrics([MetricPoint(s, 1.0 + s, {"loss": float(s)}) for s in range(4)])
+    with pytest.raises(TimeoutError, match="W&B has not taken all in time"):
+        store.close("finished")
+    wandb_server.begin()
+    wandb_server.release()
+    with wandb.init(project="p", id="theirs", resume="must") as other:
+        for number in range(20):
+            other.log({"other": number})
+
+    start().close("finished")
+
+    rows = wandb_server.run("p", "theirs").history
+    assert [row["loss"] for row in rows if "loss" in row] == [0, 1, 2, 3]
+
+
+def test_an_alias_of_somebody_else_may_move(tmp_path: Path, wandb_server: WandbServer) -> None:
+    import wandb
+
+    api: list[wandb.Artifact] = []
+
+    def before(step: int, run: cc.Run[Any]) -> None:
+        run.wait()
+        if step == 3:
+            for name in ("step-0", "step-1"):
+                api.append(wandb.Api().artifact(f"me/p/digits:{name}"))
+                api[-1].aliases.append("production")
+                api[-1].save()
+
+    keep = cc.LatestN(10)
+    for steps in (3, 6, 7):
+        tracker = WandbTracker("p", artifact="digits")
+        train(callbacks_in(tmp_path / "digits", tracker, keep=keep), steps, None, before)
+
+    assert aliases(wandb_server) == {"production": 1, "last": 6}
+
+
+def test_a_version_whose_metadata_somebody_edited_is_left_alone(
+    tmp_path: Path, wandb_server: WandbServer
+) -> None:
+    import wandb
+
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits")), 3)
+    version = wandb.Api().artifact("me/p/digits:step-1")
+    version.metadata = {"run": version.metadata["run"], "note": "mine"}
+    version.save()
+    events = Recorder()
+
+    train(callbacks_in(tmp_path / "digits", WandbTracker("p", artifact="digits"), events), 5)
+
+    assert not events.of(cc.MirrorFailed)
+    steps = [v.metadata.get("step") for v in wandb_server.versions("p") if v.state == "COMMITTED"]
+    assert {3, 4, None} <= set(steps)

@@ -8,13 +8,19 @@ one that W&B's own settings name, such as `WANDB_BASE_URL`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
+from ckpt_callbacks.errors import (
+    CheckpointNotFound,
+    CkptCallbacksError,
+    ConfigError,
+    UsageError,
+)
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.stores import Store, redact
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     import wandb
 
 __all__ = ["QUERY_SECONDS", "fetch"]
+
+logger = logging.getLogger("ckpt_callbacks")
 
 QUERY_SECONDS = 20
 """How long to wait for the answer to a query."""
@@ -73,11 +81,18 @@ def fetch(
         if go_on:
             _check_newest(api, version, address)
         fetch_files(version, into, only)
-        if wandb.run is not None and not wandb.run.offline and not go_on:
-            wandb.run.use_artifact(version)
-    except (wandb.errors.CommError, wandb.errors.UsageError, ValueError) as error:
+    except (CkptCallbacksError, OSError):
+        raise
+    except Exception as error:  # W&B's errors have no class in common
         # Without the cause, whose text may hold what it asked with.
         raise CheckpointNotFound(f"W&B has no {address}: {redact(str(error))}") from None
+    if wandb.run is not None and not wandb.run.offline and not go_on:
+        try:
+            wandb.run.use_artifact(version)
+        except Exception as error:  # it is read all the same
+            logger.warning(
+                "W&B: that %s was used could not be recorded: %s", address, redact(str(error))
+            )
     # What was measured since the record was sent.
     return replace(record, metrics={**record.metrics, **known_of(version).metrics})
 

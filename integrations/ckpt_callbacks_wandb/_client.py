@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,6 @@ def remove_unfinished(
     Returns:
         Their steps.
     """
-    import json
-
     entity, project, run_id = run_path.split("/")
     cursor, nodes = None, list[dict[str, Any]]()
     while True:

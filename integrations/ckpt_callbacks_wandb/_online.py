@@ -87,8 +87,8 @@ class Online:
         aliases = {
             alias: step
             for step, version in own.items()
-            for alias in version.aliases
-            if alias not in (f"step-{step}", "latest")
+            for alias in self._versions.ours(version)
+            if alias != f"step-{step}"
         }
         known = {step: known_of(version) for step, version in own.items()}
         # A database answers with what it has.

@@ -2,8 +2,8 @@
 
 The client hands a row to its own log file within a moment, and to the server later; it has no call
 that tells when. So a row counts as sent once it is in the log file, and the next start of the same
-run sends what the server has not had from there: by the step that the server says it is at, which
-counts rows, and by our own step and time, which name a row.
+run sends what the server has not had from there. Our own step and time name a row; the server tells
+how many rows it has, which is enough where all of them are ours.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ class Rows:
         log: its log file.
         waits: whether to wait until a row is there. A run that the user has opened writes it every
             15 s, unless the user said otherwise, which would hold up all else.
+        api: of W&B, if others log to the run too: then what it has is asked for, not counted.
     """
 
-    def __init__(self, run: wandb.Run, log: Log, *, waits: bool) -> None:
+    def __init__(
+        self, run: wandb.Run, log: Log, *, waits: bool, api: wandb.Api | None = None
+    ) -> None:
         self._run = run
         self._log = log
         self._waits = waits
+        self._api = api
         self._defined: set[str] = set()
         self._logged = {name for name, _ in _rows_in(log)}
         """Rows that are in a log, until the points that follow them have come."""
@@ -65,7 +69,10 @@ class Rows:
                 self._logged |= rows[0][1].keys()
         if self._run.offline:
             return
-        there = {n for log, found in rows for n, row in found.items() if self._has(log, row)}
+        if self._api and any(found for _, found in rows):
+            there = self._listed(self._api, {n for _, found in rows for n in found})
+        else:
+            there = {n for log, found in rows for n, row in found.items() if self._has(log, row)}
         starts.settle(log for log, found in rows if found.keys() <= there)
         missing = {n: row for _, found in rows for n, row in found.items() if n not in there}
         self._send({name: row.values for name, row in missing.items()})
@@ -84,6 +91,12 @@ class Rows:
         """Return whether the server has a row; in a log of an online start its steps are known."""
         online = log.is_online and int(row.items["_step"]) < self._run.starting_step
         return online or log.is_synced
+
+    def _listed(self, api: wandb.Api, names: set[_Name]) -> set[_Name]:
+        """Return those rows that the server lists."""
+        history = api.run(self._run.path).scan_history(keys=[STEP_KEY, _TIME_KEY])
+        there = {(row[STEP_KEY], float(row[_TIME_KEY])) for row in history}
+        return {name for name in names if name[:2] in there}
 
     def _send(self, rows: Mapping[_Name, _Values]) -> None:
         # What a call that failed gave to the client is waited for, and not given again.

@@ -234,7 +234,10 @@ class WandbTracker(Tracker):
         self.put_moves_aliases = there.moves_aliases
         self._files = Files(self._run, self._log, api)
         self._files.resume(logs)
-        self._rows = Rows(self._run, self._log, waits=self._adopts is None)
+        owned = self._adopts is None and self._run_id is None
+        self._rows = Rows(
+            self._run, self._log, waits=self._adopts is None, api=None if owned else api
+        )
         self._rows.resume(logs, starts)
         return {"run_id": run.run_id}
 
@@ -325,7 +328,8 @@ class WandbTracker(Tracker):
     def _api(self) -> wandb.Api:
         import wandb
 
-        return wandb.Api(timeout=QUERY_SECONDS)
+        entity = self._found["entity"]  # whose organization has the registry
+        return wandb.Api(overrides={"entity": entity} if entity else {}, timeout=QUERY_SECONDS)
 
 
 def _as_reference(reference: str | None, send: Send) -> str | None:

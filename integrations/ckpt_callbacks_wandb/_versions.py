@@ -116,8 +116,10 @@ class Versions:
         return {v.metadata["step"]: v for v in self.all() if self.is_own(v)}
 
     def is_own(self, version: wandb.Artifact) -> bool:
-        """Return whether this run made a version."""
-        return bool(version.metadata.get("run") == self.key)
+        """Return whether this run made a version, and nobody has edited what tells."""
+        about = version.metadata
+        told = isinstance(about.get("step"), int) and isinstance(about.get("digest"), str)
+        return told and bool(about.get("run") == self.key)
 
     def of(self, step: int) -> wandb.Artifact:
         """Return the newest complete version of a step.
