@@ -647,3 +647,22 @@ def test_a_version_whose_metadata_somebody_edited_is_left_alone(
     assert not events.of(cc.MirrorFailed)
     steps = [v.metadata.get("step") for v in wandb_server.versions("p") if v.state == "COMMITTED"]
     assert {3, 4, None} <= set(steps)
+
+
+def test_a_link_that_failed_keeps_no_version(
+    tmp_path: Path, wandb_server: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(tmp_path, link_to="wandb-registry-model/digits")
+    for step in (1, 2):
+        store.put(make_checkpoint(tmp_path, step), [])
+    store.alias("best", 1)
+    wandb_server.refuse("LinkArtifact", "permission denied")
+    assert store.alias("best", 2)
+    assert "step 2 could not be linked to wandb-registry-model/digits" in caplog.text
+
+    assert store.delete(1)
+
+    (linked,) = wandb_server.linked("wandb-registry-model", "digits")
+    assert linked.metadata["step"] == 2
+    assert set(there(wandb_server)) == {2}
+    store.close("finished")

@@ -44,6 +44,14 @@ class Link:
             if self._versions.is_own(other) and other.id != version.id:
                 self._unlink(self._links(other))
 
+    def leave(self, step: int) -> None:
+        """See that no link of ours keeps a step that is about to go: it may have failed before."""
+        own = self._versions.own()
+        if step in own and self._links(own[step]):
+            for other, version in own.items():
+                if other != step and self.alias in version.aliases:
+                    self.follow(other)
+
     def _may_take(self, step: int) -> bool:
         """Return whether the alias in the registry may leave the version that has it there."""
         versions = self._versions

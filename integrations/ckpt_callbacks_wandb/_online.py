@@ -121,6 +121,8 @@ class Online:
         if step in self._uploads:  # which goes on, and would end as a version of nobody
             with suppress(ValueError):  # it failed
                 self._finish_upload(step)
+        if self._link:
+            self._link.leave(step)
         gone = self._versions.delete(step)
         self._held.release(step)
         return gone

@@ -94,7 +94,8 @@ def begin(
             settings=wandb.Settings(
                 x_transaction_log_flush_interval=FLUSH_SECONDS,
                 x_update_finish_state=owned,
-                init_timeout=min(INIT_SECONDS, limit),
+                # The client's end waits for it too; a server that is well needs less.
+                init_timeout=min(INIT_SECONDS, max(limit, 5.0)),
                 finish_timeout=limit,
                 finish_timeout_raises=True,
                 # The loop's output is the user's, and threads of ours must not capture it.
