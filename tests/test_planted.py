@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = pytest.mark.planted
 REPOSITORY = Path(__file__).parent.parent
-PACKAGES = ("ckpt_callbacks", "ckpt_callbacks_mlflow")
+PACKAGES = ("ckpt_callbacks", "ckpt_callbacks_mlflow", "ckpt_callbacks_wandb")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ FILES = "unit: one module on real files"
 ORBAX = "real run: Orbax saves and restores, the tracker is in memory"
 CONTRACT = "contract of trackers: a real MLflow"
 
+WANDB = "W&B's client, against a stand-in for its server"
+
 ARTIFACTS = "ckpt_callbacks/artifacts.py"
 REGISTRY = "ckpt_callbacks_mlflow/_registry.py"
 DIRECTORY = "ckpt_callbacks/directory.py"
@@ -49,6 +51,7 @@ PLAN = "ckpt_callbacks/plan.py"
 RECOVERY = "ckpt_callbacks/recovery.py"
 RETENTION = "ckpt_callbacks/retention.py"
 SAVER = "ckpt_callbacks/saver.py"
+VERSIONS = "ckpt_callbacks_wandb/_versions.py"
 WORKER = "ckpt_callbacks/worker.py"
 
 LOCK = "fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)"
@@ -520,6 +523,55 @@ BUGS = [
         RECOVERY,
         "            verify(into, record.files)\n",
         "",
+    ),
+    Bug(
+        "a W&B version with an alias of somebody else is deleted",
+        WANDB,
+        "test_wandb_online.py::test_the_alias_of_somebody_else_keeps_a_version",
+        VERSIONS,
+        "if foreign := self.foreign(version):",
+        "if foreign := list[str]():",
+    ),
+    Bug(
+        "best in W&B leaves a better version of another run",
+        WANDB,
+        "test_wandb_online.py::"
+        "test_best_leaves_another_runs_version_only_for_a_better_one[0.5-False]",
+        VERSIONS,
+        "    return rank.beats(other)\n",
+        "    return True\n",
+    ),
+    Bug(
+        "the newest version in W&B goes with the alias latest",
+        WANDB,
+        "test_wandb_online.py::test_latest_is_handed_on_before_the_newest_version_goes",
+        VERSIONS,
+        "        self._hand_on_latest(version, there)\n",
+        "",
+    ),
+    Bug(
+        "what wandb sync left unfinished stays",
+        WANDB,
+        "test_wandb_sync.py::test_what_wandbs_own_sync_left_unfinished_is_told_and_removed",
+        "ckpt_callbacks_wandb/_online.py",
+        "if steps := self._remove_unfinished():",
+        "if steps := list[int]():",
+    ),
+    Bug(
+        "what a person removed is not sent though it is held",
+        WANDB,
+        "test_wandb_sync.py::test_a_sync_sends_all_that_is_held_even_if_nothing_is_here",
+        SITUATION,
+        "[r for r in self.records.values() if r.lost and is_waiting(r, store)]",
+        "[]",
+    ),
+    Bug(
+        "a start of W&B sends nothing of the earlier ones",
+        WANDB,
+        "test_wandb_sync.py::test_a_sync_sends_every_value_once",
+        "ckpt_callbacks_wandb/_rows.py",
+        "self._send({name: row.values for name, row in missing.items()})",
+        "pass",
     ),
 ]
 
