@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,8 +118,12 @@ class Online:
 
     def delete(self, step: int) -> bool:
         if step in self._uploads:  # which goes on, and would end as a version of nobody
-            with suppress(ValueError):  # it failed
+            try:
                 self._finish_upload(step)
+            except TimeoutError:
+                raise
+            except Exception:
+                logger.debug("the upload of step %d failed, and is not wanted", step)
         if self._link:
             self._link.leave(step)
         gone = self._versions.delete(step)
@@ -165,22 +168,20 @@ class Online:
 
         Raises:
             TimeoutError: it takes long, and goes on.
-            ValueError: it failed; what it left is removed.
+            Exception: it failed, as W&B's client says; what it left is removed.
         """
         upload = self._uploads[step][1]
-        try:
-            return upload.result(UPLOAD_SECONDS)
-        except TimeoutError:
+        if not wait([upload], UPLOAD_SECONDS).done:
             raise TimeoutError(
                 f"the upload of step {step} is not confirmed after {UPLOAD_SECONDS:.0f} s; "
                 "it goes on"
-            ) from None
-        except ValueError:
+            )
+        del self._uploads[step]
+        try:
+            return upload.result()
+        except Exception:
             self._remove_unfinished()
             raise
-        finally:
-            if upload.done():
-                del self._uploads[step]
 
     def _remove_unfinished(self) -> list[int]:
         """Remove the versions that never got whole, but for those that are being sent."""
@@ -204,7 +205,7 @@ def _waited_for(artifact: wandb.Artifact, digest: str) -> Future[wandb.Artifact]
     """
     future: Future[wandb.Artifact] = Future()
 
-    def wait() -> None:
+    def work() -> None:
         try:
             version = artifact.wait()
             if version.state != "COMMITTED" or version.digest != digest:
@@ -217,5 +218,5 @@ def _waited_for(artifact: wandb.Artifact, digest: str) -> Future[wandb.Artifact]
         else:
             future.set_result(version)
 
-    threading.Thread(target=wait, name="ckpt-wandb-upload", daemon=True).start()
+    threading.Thread(target=work, name="ckpt-wandb-upload", daemon=True).start()
     return future
