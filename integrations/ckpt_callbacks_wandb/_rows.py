@@ -94,8 +94,9 @@ class Rows:
 
     def _listed(self, api: wandb.Api, names: set[_Name]) -> set[_Name]:
         """Return those rows that the server lists."""
-        history = api.run(self._run.path).scan_history(keys=[STEP_KEY, _TIME_KEY])
-        there = {(row[STEP_KEY], float(row[_TIME_KEY])) for row in history}
+        # Whole rows: when some keys are asked for, the client asks another way.
+        history = api.run(self._run.path).scan_history()
+        there = {(r[STEP_KEY], float(r[_TIME_KEY])) for r in history if STEP_KEY in r}
         return {name for name in names if name[:2] in there}
 
     def _send(self, rows: Mapping[_Name, _Values]) -> None:
