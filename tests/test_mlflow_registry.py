@@ -1,6 +1,7 @@
 """A registered model that several runs share, and people."""
 
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -179,6 +180,26 @@ def test_a_version_that_mlflow_itself_made_twice_is_one_again(
 
     (version,) = client(tmp_path).search_model_versions("name = 'digits'")
     assert copy.ref.startswith(f"digits v{version.version} ")
+
+
+def test_a_model_that_mlflow_makes_twice_is_one_when_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer was lost, and MLflow's own client asked again."""
+    store = opened(tmp_path, tracker(tmp_path))
+    create = store._client.create_logged_model
+
+    def twice(*arguments: Any, **options: Any) -> Any:
+        create(*arguments, **options)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(store._client, "create_logged_model", twice)
+
+    copy = store.put(make_checkpoint(tmp_path, 7), [])
+
+    (left,) = client(tmp_path).search_logged_models(["1"])
+    assert str(left.model_id) in copy.ref
+    assert str(left.status) == "READY"
 
 
 def test_a_model_that_was_made_twice_is_one_again(tmp_path: Path) -> None:

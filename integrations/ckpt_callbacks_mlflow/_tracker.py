@@ -230,6 +230,10 @@ class MLflowTracker(Tracker):
             # came again.
             self._delete(checkpoint.step, others, spare=[same.model_id] if same else ())
         model, shared = self._models.publish(checkpoint, same)
+        if same is None:  # an answer to MLflow's own client may have been lost
+            now = self._models.find(checkpoint.step)
+            if doubles := [m for m in now if m.model_id != model.model_id]:
+                self._delete(checkpoint.step, doubles, spare=[model.model_id])
         self._models.show(model, checkpoint.time, checkpoint.metrics, checkpoint.reason, ())
         ref = str(model.model_id)
         if self._registry:
