@@ -40,9 +40,9 @@ def test_a_checkpoint_is_an_artifact_whose_files_are_held(tmp_path: Path) -> Non
     copy = store.put(checkpoint, ["best"])
     store.close("finished")
 
-    assert (copy.state, copy.ref, copy.shared) == ("staged", "my-run-012345:step-7", True)
+    assert (copy.state, copy.ref, copy.shared) == ("staged", "model-0123456789ab:step-7", True)
     (logged,) = wandb_log.artifacts(tmp_path / "logs")
-    assert logged.name == "my-run-012345"
+    assert logged.name == "model-0123456789ab"
     assert logged.aliases == {"best", "step-7", "latest"}  # `latest` is W&B's own
     assert logged.metadata["step"] == 7
     assert logged.metadata["digest"] == checkpoint.digest
@@ -162,6 +162,10 @@ def test_what_did_not_reach_the_log_is_not_listed(tmp_path: Path) -> None:
         ({"reference": "gs://b/x"}, "needs send='reference'; it is 'gs://b/x' with send='check"),
         ({"send": "reference", "reference": "/x"}, "reference must be a URI such as 'gs://"),
         ({"send": "reference", "reference": "http://a:b@h/x"}, "must not hold a password"),
+        ({"project": "me/digits"}, "project 'me/digits' must be a name alone"),
+        ({"tags": "abc"}, "tags must be a list of names, not 'abc'"),
+        ({"link": "bset"}, "link must be an alias, 'best', 'best-METRIC' or 'last', not 'bset'"),
+        ({"ttl": "30d"}, "ttl must be a timedelta or seconds, not '30d'"),
         ({"ttl": 0}, "ttl must be positive, not 0"),
         ({"project": "p", "artifact": "a/b"}, "artifact 'a/b' must be letters, digits"),
     ],

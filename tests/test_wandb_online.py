@@ -408,17 +408,16 @@ def test_what_was_used_is_recorded_with_the_run_that_used_it(
 
 
 def test_a_machine_with_an_empty_disk_goes_on(tmp_path: Path, wandb_server: WandbServer) -> None:
-    tracker = WandbTracker("p", artifact="digits")
-    train(callbacks_in(tmp_path / "one", tracker), 4, {1: 0.9})
+    """In a directory of another name, and in the same collection."""
+    train(callbacks_in(tmp_path / "one", WandbTracker("p")), 4, {1: 0.9})
+    (name,) = {v.collection for v in wandb_server.versions("p")}
 
     state = train(
-        callbacks_in(tmp_path / "two", WandbTracker("p", artifact="digits")),
-        6,
-        resume="wandb:me/p/digits:last",
+        callbacks_in(tmp_path / "two", WandbTracker("p")), 6, resume=f"wandb:me/p/{name}:last"
     )
 
     assert float(state["model"]["w"][0, 0]) == 6.0
-    assert set(there(wandb_server)) == {1, 4, 5}
+    assert set(there(wandb_server, name)) == {1, 4, 5}
     (run,) = wandb_server.runs("p")
     assert [row["loss"] for row in run.history if "loss" in row] == [0, 1, 2, 3, 4, 5]
 

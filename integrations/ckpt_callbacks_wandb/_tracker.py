@@ -67,8 +67,8 @@ class WandbTracker(Tracker):
         mode: `online`, or `offline` to hold all for `ckpt-callbacks sync` or the next online run;
             W&B's own default (`WANDB_MODE`, or `online`) if not given.
         entity: user or team; W&B's default if not given.
-        artifact: name of the artifact, which several runs may share; that of the run directory with
-            the beginning of the run's id if not given.
+        artifact: name of the artifact, which several runs may share; `model-` and the id of the run
+            if not given.
         link_to: collection of the registry that has a link to what `link` names, such as
             `wandb-registry-model/digits`.
         link: the alias that is followed there.
@@ -86,7 +86,8 @@ class WandbTracker(Tracker):
         metrics: whether to log metrics. In a run that you opened and log to with `step=`, W&B drops
             those of your values that are below the step to which our rows have brought it: say
             `False`, or log without `step=`.
-        ttl: how long W&B keeps a version, as a safety net: what is kept that long is gone then.
+        ttl: how long W&B keeps a version, in seconds if it is a number, as a safety net: what is kept
+            that long is gone then.
         keep: of the checkpoints that are kept, hold only those that this policy keeps, such as
             `BestN(1, "val_accuracy", mode="max", pending=0)`; all if not given.
 
@@ -127,19 +128,20 @@ class WandbTracker(Tracker):
                 raise ConfigError(f"WandbTracker: {option} must be a name, not {name!r}")
         if mode is not None and mode not in get_args(Mode):
             raise ConfigError(f"WandbTracker: mode must be one of {get_args(Mode)}, not {mode!r}")
+        if project is not None and "/" in project:
+            raise ConfigError(
+                f"WandbTracker: project {project!r} must be a name alone; give the user or team as "
+                "entity"
+            )
+        if isinstance(tags, str):
+            raise ConfigError(f"WandbTracker: tags must be a list of names, not {tags!r}")
         if artifact is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", artifact):
             raise ConfigError(
                 f"WandbTracker: artifact {artifact!r} must be letters, digits, '_', '-' and '.'"
             )
-        if link_to is not None and not re.fullmatch(r"([^/:]+/){1,2}[\w.-]+", link_to):
-            raise ConfigError(
-                "WandbTracker: link_to must be a collection such as "
-                f"'wandb-registry-model/digits', not {link_to!r}"
-            )
+        _check_link(link_to, link)
         self.keep = as_keep("WandbTracker", keep)
-        self._ttl = ttl if isinstance(ttl, timedelta | None) else timedelta(seconds=ttl)
-        if self._ttl is not None and self._ttl <= timedelta():
-            raise ConfigError(f"WandbTracker: ttl must be positive, not {ttl!r}")
+        self._ttl = _as_ttl(ttl)
         self._send = as_send("WandbTracker", send)
         self._metrics = metrics
         self._project = project
@@ -201,9 +203,8 @@ class WandbTracker(Tracker):
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
         self._info = run
-        # Of its own, for many run directories are called the same.
-        own = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{run.name[:100]}-{run.run_id[:6]}")
-        name = self._artifact or own
+        # Not of the directory, many of which are called the same, and which may be renamed.
+        name = self._artifact or f"model-{run.run_id}"
         self._held = Held(run.scratch, name, self._send, self._reference, self._ttl)
         if run.reading:
             return run.remembered
@@ -355,6 +356,37 @@ def _as_reference(reference: str | None, send: Send) -> str | None:
                 f"{module}: pip install 'wandb[{extra}]'"
             )
     return reference and reference.rstrip("/")
+
+
+def _as_ttl(ttl: timedelta | float | None) -> timedelta | None:
+    """Return a time to live; a number is of seconds.
+
+    Raises:
+        ConfigError: it is none, or not positive.
+    """
+    if not isinstance(ttl, timedelta | float | int | None) or isinstance(ttl, bool):
+        raise ConfigError(f"WandbTracker: ttl must be a timedelta or seconds, not {ttl!r}")
+    found = timedelta(seconds=ttl) if isinstance(ttl, float | int) else ttl
+    if found is not None and found <= timedelta():
+        raise ConfigError(f"WandbTracker: ttl must be positive, not {ttl!r}")
+    return found
+
+
+def _check_link(link_to: str | None, link: str) -> None:
+    """Check where to link what.
+
+    Raises:
+        ConfigError: it is no collection, or an alias that no checkpoint ever has.
+    """
+    if link_to is not None and not re.fullmatch(r"([^/:]+/){1,2}[\w.-]+", link_to):
+        raise ConfigError(
+            "WandbTracker: link_to must be a collection such as "
+            f"'wandb-registry-model/digits', not {link_to!r}"
+        )
+    if not re.fullmatch(r"last|best(-[\w-]+)?", link):
+        raise ConfigError(
+            f"WandbTracker: link must be an alias, 'best', 'best-METRIC' or 'last', not {link!r}"
+        )
 
 
 def _may_have_key() -> bool:
