@@ -86,8 +86,8 @@ class WandbTracker(Tracker):
         metrics: whether to log metrics. In a run that you opened and log to with `step=`, W&B drops
             those of your values that are below the step to which our rows have brought it: say
             `False`, or log without `step=`.
-        ttl: how long W&B keeps a version, in seconds if it is a number, as a safety net: what is kept
-            that long is gone then.
+        ttl: how long W&B keeps a version, in seconds if it is a number, as a safety net: what is
+            kept that long is gone then.
         keep: of the checkpoints that are kept, hold only those that this policy keeps, such as
             `BestN(1, "val_accuracy", mode="max", pending=0)`; all if not given.
 
