@@ -601,7 +601,8 @@ def pytest_configure():
 
 def pytest_runtest_logreport(report):
     if report.failed:
-        failed[report.nodeid] = [report.when, report.longreprtext]
+        # What a test has left behind may fail its teardown too.
+        failed.setdefault(report.nodeid, [report.when, report.longreprtext])
 
 
 def pytest_sessionfinish():
