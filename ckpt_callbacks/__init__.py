@@ -63,7 +63,8 @@ from ckpt_callbacks.schedule import (
 )
 
 if TYPE_CHECKING:
-    from ckpt_callbacks.reading import restore
+    from ckpt_callbacks.adapters import StateAdapter, register_adapter
+    from ckpt_callbacks.reading import Weights, restore
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
     from ckpt_callbacks.requests import pin, report_metrics, sync, unpin
     from ckpt_callbacks.run import Run
@@ -108,14 +109,17 @@ __all__ = [
     "SaveFailed",
     "SavePolicy",
     "Saved",
+    "StateAdapter",
     "StateMismatch",
     "Step",
     "Summary",
     "UsageError",
+    "Weights",
     "checkpoints",
     "find",
     "hookimpl",
     "pin",
+    "register_adapter",
     "report_metrics",
     "restore",
     "sync",
@@ -125,7 +129,8 @@ __all__ = [
 
 # What a training script may do without, or needs only once it runs, is loaded when it is used.
 _LATER = {
-    "reading": ("restore",),
+    "adapters": ("StateAdapter", "register_adapter"),
+    "reading": ("Weights", "restore"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
     "requests": ("pin", "report_metrics", "sync", "unpin"),
     "run": ("Run",),

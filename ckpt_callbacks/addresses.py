@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.manifest import seal, verify
+from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import KeepPolicy, Resume
 from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.retention import policy_to_json
@@ -39,7 +40,7 @@ def fetch(
     address: str,
     into: Path,
     *,
-    only: Collection[str] | None = None,
+    only: Selection | None = None,
     tracker: Store | None = None,
     go_on: bool = False,
 ) -> Record:
@@ -48,7 +49,7 @@ def fetch(
     Args:
         address: as the tracker's package says, with its name in front.
         into: an empty folder.
-        only: the items to fetch; all that the tracker has if not given.
+        only: the leaves that are wanted: `only.items` says which items to fetch; all if not given.
         tracker: the one of the run that has this name, if there is one: its server is asked.
         go_on: whether the checkpoint's run is to go on from it.
 

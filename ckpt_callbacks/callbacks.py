@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_callbacks.addresses import is_address
@@ -18,6 +19,7 @@ from ckpt_callbacks.policy import Resume
 from ckpt_callbacks.stores import Store
 
 if TYPE_CHECKING:
+    from ckpt_callbacks.reading import Weights
     from ckpt_callbacks.run import Run
 
 __all__ = ["Callbacks"]
@@ -95,6 +97,8 @@ class Callbacks:
         *,
         config: Mapping[str, Any] | None = None,
         resume: Resume = "last",
+        start_from: str | os.PathLike[str] | Weights | None = None,
+        init: Callable[[], S] | None = None,
         discard_newer: bool = False,
     ) -> Run[S]:
         """Return a run, to be used in a `with` statement.
@@ -104,21 +108,28 @@ class Callbacks:
         message. Then the run goes on from the one before.
 
         Args:
-            state: what is to be saved, and the template for what is restored.
+            state: what is to be saved, and the template for what is restored. It may be abstract,
+                with `jax.ShapeDtypeStruct` for arrays, so that no array is made only to be
+                replaced; a run that may have to begin needs `init` then.
             config: hyper-parameters for the trackers: JSON values by name.
             resume: `last`, `best`, a step, or `None` to start over. Where newer checkpoints
                 exist, entering the run is an error that names the choices. An address in a tracker,
                 such as `mlflow:/digits@last`, is for a machine that has lost its disk: where the
                 directory holds no run, the one that saved that checkpoint goes on there, with all
-                that the tracker has of it; else it is `last`. To begin a new run with the weights
-                of another, give `restore` the address.
+                that the tracker has of it; else it is `last`.
+            start_from: where a new run gets its weights from: a run directory, a checkpoint or an
+                address, or `Weights` to say which and how. The rest of the state stays as it is,
+                and the first step is 0. When the run goes on after a restart it is not looked at.
+            init: makes the state that a new run begins with, if `state` is abstract.
             discard_newer: remove those newer ones, in every store. Give it once: a restart with
                 it would discard again.
 
         Raises:
-            ConfigError: `config` is not JSON, or `resume` is none of those.
+            ConfigError: `config` is not JSON, `resume` or `start_from` is none of those, or
+                `init` is no function.
         """
         # Here and not above: a script that imports the package may not train.
+        from ckpt_callbacks.reading import Weights
         from ckpt_callbacks.run import Run
 
         is_step = isinstance(resume, int) and not isinstance(resume, bool) and resume >= 0
@@ -129,6 +140,10 @@ class Callbacks:
             )
         if is_address(resume) and self._checkpoint is None:
             raise ConfigError(f"run: resume={resume!r} needs an OrbaxCheckpoint to go on in")
+        if init is not None and not callable(init):
+            raise ConfigError(f"run: init must be a function that makes a state, not {init!r}")
+        if start_from is not None and not isinstance(start_from, Weights):
+            start_from = Weights(start_from)
         try:
             json.dumps(dict(config or {}))
         except (TypeError, ValueError) as error:
@@ -142,6 +157,8 @@ class Callbacks:
             self._stores,
             self._plugins,
             resume=resume,
+            start_from=start_from,
+            init=init,
             discard_newer=discard_newer,
             drain_limit=self._drain_limit,
             grace=self._grace,

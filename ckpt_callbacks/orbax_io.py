@@ -12,19 +12,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 __all__ = [
+    "LEFT_OUT",
+    "WHOLE",
     "PendingSave",
     "decision_context",
     "describe",
+    "is_checkpoint",
+    "is_on_device",
+    "is_tree",
     "item_names",
     "load",
-    "load_alone",
     "metadata",
     "preservation_context",
     "save",
+    "steps",
 ]
 
 Items = Mapping[str, Any]
-"""Item name to a tree of leaves."""
+"""Item name to a tree of leaves, or to an object that saves itself."""
+WHOLE = ""
+"""The name of the item in a checkpoint of others that is a single pytree without items."""
+LEFT_OUT = ...
+"""Orbax's `PLACEHOLDER`: a leaf that is not to be read."""
 
 
 class PendingSave(Protocol):
@@ -58,48 +67,69 @@ def save(path: Path, items: Items, metadata: Mapping[str, Any]) -> PendingSave:
 
 
 def load(path: Path, like: Items) -> dict[str, Any]:
-    """Read the items that `like` names, with its structure, dtypes and shardings."""
+    """Read the items that `like` names, with its structure, dtypes and shardings.
+
+    What is `LEFT_OUT` in it is not read, and is the same in the result.
+    """
     from orbax.checkpoint import v1 as ocp
 
+    if WHOLE in like:
+        return {WHOLE: ocp.load(path, like[WHOLE])}
     return dict(ocp.load_checkpointables(path, dict(like)))
-
-
-def load_alone(path: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Read items as nested dicts with no template, all arrays on this process's first device."""
-    import jax
-
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def place(leaf: Any) -> Any:
-        if not hasattr(leaf, "sharding"):  # a NumPy array, or a number
-            return leaf
-        return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]  # jax leaves it untyped
-            leaf.shape, leaf.dtype, sharding=device
-        )
-
-    # An item that holds a Python bool has no metadata (Orbax 0.12), and is read as it was saved.
-    found = describe(path, names)
-    return load(path, {n: t and jax.tree.map(place, t) for n, t in found.items()})
 
 
 def metadata(path: Path) -> dict[str, Any]:
     """Return the `metadata` that `save` was given; empty for a checkpoint of others."""
     from orbax.checkpoint import v1 as ocp
 
-    found = ocp.checkpointables_metadata(path).custom_metadata
+    try:
+        found = ocp.checkpointables_metadata(path).custom_metadata
+    except ocp.errors.InvalidLayoutError:
+        return {}
     return found if isinstance(found, dict) else {}
 
 
 def item_names(path: Path) -> list[str]:
     """Return the names of the items in a checkpoint: each is a folder."""
+    if is_tree(path):
+        return [WHOLE]
     return sorted(p.name for p in path.iterdir() if p.is_dir())
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is a checkpoint that was committed, by whatever version."""
+    return is_tree(path) or (path / "_CHECKPOINT_METADATA").is_file()
+
+
+def steps(root: Path) -> dict[int, Path]:
+    """Return the checkpoints in a directory of Orbax's own managers, by ascending step."""
+    found = [p for p in root.iterdir() if p.name.isdecimal()] if root.is_dir() else []
+    return {int(p.name): p for p in sorted(found, key=lambda p: int(p.name)) if is_checkpoint(p)}
+
+
+def is_tree(folder: Path) -> bool:
+    """Return whether a folder holds a pytree of arrays, as Orbax writes it."""
+    return (folder / "_METADATA").is_file()
+
+
 def describe(path: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Return items of a checkpoint as trees of metadata (`shape`, `dtype`), reading no array."""
+    """Return items of a checkpoint as trees of metadata (`shape`, `dtype`), reading no array.
+
+    Of an item that is no pytree it is `None`.
+    """
     from orbax.checkpoint import v1 as ocp
 
-    return {name: ocp.metadata(path, checkpointable_name=name).metadata for name in names}
+    return {
+        name: ocp.metadata(path, checkpointable_name=name or None).metadata
+        if is_tree(path / name)
+        else None
+        for name in names
+    }
+
+
+def is_on_device(meta: Any) -> bool:
+    """Return whether an array that `describe` tells of was on a device when it was saved."""
+    return hasattr(meta, "sharding_metadata")  # the class is private to Orbax
 
 
 def decision_context(*, saving: bool, preempted: bool) -> Any:

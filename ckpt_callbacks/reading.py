@@ -4,54 +4,102 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, overload
 
 from ckpt_callbacks import orbax_io
-from ckpt_callbacks.adapters import abstract, apply, check_same
 from ckpt_callbacks.addresses import fetch, is_address
 from ckpt_callbacks.catalog import info_of, stores_of
+from ckpt_callbacks.contents import Contents, key_of
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import (
     CheckpointNotFound,
     ConfigError,
     CorruptCheckpoint,
-    StateMismatch,
 )
+from ckpt_callbacks.leaves import DType, Leaf, leaf_of
 from ckpt_callbacks.manifest import verify as check_files
+from ckpt_callbacks.matching import check_same
+from ckpt_callbacks.paths import Path as Names
+from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import Candidate, as_step
 from ckpt_callbacks.record import File, Record
 from ckpt_callbacks.recovery import copy_from
 from ckpt_callbacks.retention import policy_from_json, promote
+from ckpt_callbacks.state import apply, leaves_of, put
 from ckpt_callbacks.stores import Store
 
-__all__ = ["read", "read_alone", "restore"]
+__all__ = ["Weights", "read", "read_alone", "read_freely", "restore"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
+_Reader = Callable[[Path, Mapping[str, File] | None], Any]
+
+
+@overload
+def restore(
+    source: str | os.PathLike[str],
+    *,
+    like: S,
+    which: int | str = ...,
+    only: str | Collection[str] | None = ...,
+    dtype: DType = ...,
+    as_numpy: bool = ...,
+    verify: bool = ...,
+    stores: Sequence[Store] | None = ...,
+) -> S: ...
+
+
+@overload
+def restore(
+    source: str | os.PathLike[str],
+    *,
+    like: None = None,
+    which: int | str = ...,
+    only: str | Collection[str] | None = ...,
+    dtype: DType = ...,
+    as_numpy: bool = ...,
+    verify: bool = ...,
+    stores: Sequence[Store] | None = ...,
+) -> dict[str, Any]: ...
 
 
 def restore(
     source: str | os.PathLike[str],
     *,
-    like: S,
+    like: Any = None,
     which: int | str = "last",
     only: str | Collection[str] | None = None,
+    dtype: DType = "saved",
+    as_numpy: bool = False,
     verify: bool = True,
     stores: Sequence[Store] | None = None,
-) -> S:
+) -> Any:
     """Return the state `like` with the values of a checkpoint.
+
+    Every leaf comes back as it was saved: its type, dtype, shape and bytes. Where it lies, in the
+    host's memory or on devices and how it is sharded there, is as `like` has it. What does not fit
+    is told before any array is read, all at once.
 
     Training may go on in the directory: an alias whose checkpoint is evicted while it is read is
     looked up again. A damaged checkpoint is read from a store instead that has a true copy of it.
 
     Args:
         source: a run directory, the folder of a single checkpoint, or an address in a tracker,
-            such as `mlflow:/digits@best`; then nothing need be on this disk.
-        like: a live state of the same structure. Flax NNX objects in it are changed in place.
+            such as `mlflow:/digits@best`; then nothing need be on this disk. Checkpoints that
+            Orbax wrote for others, and directories of its `CheckpointManager`, do too.
+        like: a live state of the same structure, or an abstract one, whose arrays are
+            `jax.ShapeDtypeStruct`, as `nnx.eval_shape`, `eqx.filter_eval_shape` and
+            `jax.eval_shape` make it. Objects of frameworks in it, such as Flax NNX modules, are
+            changed in place. Without it, nested dicts by the names in the checkpoint.
         which: in a run directory, an alias such as `best` or `last`, or a step.
-        only: items to read, such as `model`; the rest of `like` stays as it is.
+        only: paths in the state, such as `params` or `["model/layers/*", "!**/bias"]`: no other
+            leaves are read, and the rest of `like` stays as it is. See `Selection`.
+        dtype: `saved` gives the dtype that a leaf had, `cast` that of `like`, and with `error`
+            the two must agree.
+        as_numpy: read arrays into the host's memory, as NumPy arrays; typed keys as their data.
         verify: check every file that is touched against its record before it is read.
         stores: where to look for another copy; the run's own, made again, if not given.
 
@@ -59,36 +107,104 @@ def restore(
 
     Raises:
         ConfigError: `source` is no checkpoint, no run directory and no address that a tracker
-            which is installed understands, or `which` is no step.
+            which is installed understands, `which` is no step, or another argument is none of
+            those.
         RecordError: a record that `which` needs is damaged.
-        CheckpointNotFound: nothing there answers `which`, or the step that was named was evicted
-            while it was read.
-        StateMismatch: `like` has other leaves or shapes.
+        CheckpointNotFound: nothing there answers `which` or `only`, or the step that was named
+            was evicted while it was read.
+        StateMismatch: `like` has other leaves or shapes, or places that do not fit.
         CorruptCheckpoint: a file is damaged, and there is no other copy; the message names it.
     """
-    names = {only} if isinstance(only, str) else only
+    if dtype not in get_args(DType):
+        raise ConfigError(f"restore: dtype must be one of {get_args(DType)}, not {dtype!r}")
+    selection = None if only is None else Selection(only)
+
+    def reader(path: Path, files: Mapping[str, File] | None) -> Any:
+        if like is None:
+            return read_freely(path, files, selection, as_numpy=as_numpy)
+        return read(path, like, files, selection, dtype=dtype, as_numpy=as_numpy)
+
     if isinstance(source, str) and is_address(source):
-        return _from_tracker(source, like, which, names, verify=verify)
+        return _from_tracker(source, reader, which, selection, verify=verify)
     root = Path(source).expanduser().absolute()
-    if (root / "_CHECKPOINT_METADATA").is_file():
-        return read(root, like, only=names)
     if not (root / ".ckpt_callbacks").is_dir():
-        raise ConfigError(f"{root} is neither a run directory nor a checkpoint")
+        return reader(_of_others(root, which), None)
     directory = RunDirectory(root)
     which = which if isinstance(which, str) else as_step("restore", which)
+    return _from_run(directory, which, reader, stores, verify=verify)
+
+
+def _from_run(
+    directory: RunDirectory,
+    which: int | str,
+    reader: _Reader,
+    stores: Sequence[Store] | None,
+    *,
+    verify: bool,
+) -> Any:
     while True:
         record = _resolve(directory, which)
         try:
-            files = record.files if verify else None
-            state = read(directory.path(record.step), like, files, names)
+            state = reader(directory.path(record.step), record.files if verify else None)
         except Exception as error:
             if not _moved_on(directory, record, which):
                 if not isinstance(error, CorruptCheckpoint):
                     raise
-                return _from_elsewhere(directory, record, like, names, stores, error)
+                return _from_elsewhere(directory, record, reader, stores, error)
         else:
             if not _moved_on(directory, record, which):
                 return state
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a new run begins with: `callbacks.run(state, start_from=Weights(...))`.
+
+    Args:
+        source: a run directory, a checkpoint or an address, as `restore` takes it.
+        which: in a run directory, an alias or a step.
+        only: paths in the state; the weights by default, with a fresh optimizer.
+        dtype: `saved`, `cast` or `error`; see `restore`.
+    """
+
+    source: str | os.PathLike[str]
+    which: int | str = "last"
+    _: KW_ONLY
+    only: str | Collection[str] | None = "params"
+    dtype: DType = "saved"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str | os.PathLike) or not str(self.source):
+            raise ConfigError(f"start_from must be a path or an address, not {self.source!r}")
+        if self.only is not None:
+            Selection(self.only)
+
+    def into(self, state: S) -> S:
+        """Return `state` with these weights."""
+        options: dict[str, Any] = {"only": self.only, "dtype": self.dtype, "which": self.which}
+        logger.warning("a new run begins with %s of %s", self.only or "all", self.source)
+        return restore(self.source, like=state, **options)
+
+
+def _of_others(root: Path, which: int | str) -> Path:
+    """Return the checkpoint at `root`, which is one or holds some by their step.
+
+    Raises:
+        ConfigError: it is neither.
+        CheckpointNotFound: it has no such step.
+    """
+    if orbax_io.is_checkpoint(root):
+        return root
+    steps = orbax_io.steps(root)
+    if not steps:
+        raise ConfigError(f"{root} is neither a run directory nor a checkpoint")
+    step = max(steps) if which == "last" else which
+    if step not in steps:
+        there = ", ".join(map(str, steps))
+        raise CheckpointNotFound(
+            f"{root} has no checkpoint {which!r}: it is a directory of Orbax with the steps {there}"
+        )
+    return steps[int(step)]
 
 
 def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool:
@@ -108,11 +224,10 @@ def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool
 def _from_elsewhere(
     directory: RunDirectory,
     record: Record,
-    like: S,
-    only: Collection[str] | None,
+    reader: _Reader,
     stores: Sequence[Store] | None,
     error: CorruptCheckpoint,
-) -> S:
+) -> Any:
     """Read a damaged checkpoint from a store that has a true copy.
 
     Raises:
@@ -128,12 +243,12 @@ def _from_elsewhere(
         if not copy_from(list(zip(there, infos, strict=True)), record, copy):
             raise error
         logger.error("%s. It is read from another copy", error)
-        return read(copy, like, only=only)
+        return reader(copy, None)
 
 
 def _from_tracker(
-    address: str, like: S, which: int | str, only: Collection[str] | None, *, verify: bool
-) -> S:
+    address: str, reader: _Reader, which: int | str, only: Selection | None, *, verify: bool
+) -> Any:
     import tempfile
 
     if which != "last":
@@ -142,52 +257,90 @@ def _from_tracker(
         copy = Path(folder) / "checkpoint"
         copy.mkdir()
         record = fetch(address, copy, only=only)
-        items = orbax_io.item_names(copy)  # maybe fewer than were saved
-        if verify:
-            check_files(copy, record.files, items)
-        return read(copy, like, only=only)
+        if verify:  # maybe fewer items than were saved
+            check_files(copy, record.files, orbax_io.item_names(copy))
+        return reader(copy, None)
 
 
 def read(
     path: Path,
     like: S,
     files: Mapping[str, File] | None = None,
-    only: Collection[str] | None = None,
+    only: Selection | None = None,
+    *,
+    dtype: DType = "saved",
+    as_numpy: bool = False,
 ) -> S:
     """Return `like` with the values of the checkpoint at `path`, checked against `files`.
 
-    Structure and shapes are compared before any array is read, and nothing is read of a file
-    before its digest was checked.
+    Leaves are compared before any array is read, and nothing is read of a file before its digest
+    was checked. The arguments are those of `restore`.
     """
-    items = orbax_io.item_names(path)
-    if absent := set(only or ()) - set(items):
-        raise CheckpointNotFound(
-            f"{path} has no item {', '.join(sorted(absent))}; it has {', '.join(items)}"
-        )
-    chosen = [name for name in items if only is None or name in only]
-    if files is not None:
-        check_files(path, files, only)
-    found = orbax_io.describe(path, chosen)
-    wanted = abstract(like, items)
+    ours = leaves_of(like)
+    tops = {at[0] for at in ours if at}
+    contents = _contents(path, tops, only, files)
+    wanted = {_key(at, value): at for at, value in ours.items()}
+    there = contents.leaves
     if only is not None:
-        wanted = {name: tree for name, tree in wanted.items() if name in chosen}
-    # Of an item that holds a Python bool Orbax (0.12) can not tell what is in it: whether it fits
-    # is only seen when it is read.
-    untold = {name for name, tree in found.items() if tree is None} & wanted.keys()
+        chosen = only.of({*wanted, *there})
+        wanted = {key: at for key, at in wanted.items() if key in chosen}
+        there = {key: stored for key, stored in there.items() if key in chosen}
+    elif not contents.ours:  # what Orbax, or its users, keep beside a state
+        there = {k: s for k, s in there.items() if s.leaf.kind != "files" or k in wanted}
+    targets = {key: ours[at] for key, at in wanted.items()}
     check_same(
-        {name: tree for name, tree in wanted.items() if name not in untold},
-        {name: tree for name, tree in found.items() if name not in untold},
+        targets,
+        {key: stored.leaf for key, stored in there.items()},
         str(path),
+        dtype=dtype,
+        numpy=as_numpy,
+        ours=contents.ours,
     )
-    try:
-        loaded = orbax_io.load(path, wanted)
-    except Exception as error:
-        if not untold:
-            raise
-        names = ", ".join(sorted(untold))
-        raise StateMismatch(f"the state may not fit {names} of {path}: {error}") from error
-    restored: S = apply(like, loaded)
+    loaded = contents.load(targets, dtype, numpy=as_numpy)
+    if not (contents.ours or as_numpy):
+        check_same(targets, _read(loaded), str(path))
+    restored: S = apply(like, {wanted[key]: value for key, value in loaded.items()})
     return restored
+
+
+def _contents(
+    path: Path,
+    tops: Collection[str],
+    only: Selection | None,
+    files: Mapping[str, File] | None,
+) -> Contents:
+    def choose(names: list[str]) -> Collection[str]:
+        return names if only is None else only.items(names, str(path))
+
+    return Contents(path, tops, choose, files)
+
+
+def _key(path: Names, value: Any) -> Names:
+    leaf = leaf_of(value)
+    return key_of(path, leaf) if leaf else path
+
+
+def _read(loaded: Mapping[Names, Any]) -> dict[Names, Leaf]:
+    return {key: leaf for key, value in loaded.items() if (leaf := leaf_of(value))}
+
+
+def read_freely(
+    path: Path,
+    files: Mapping[str, File] | None = None,
+    only: Selection | None = None,
+    *,
+    as_numpy: bool = False,
+) -> dict[str, Any]:
+    """Return what the checkpoint at `path` holds as nested dicts; see `read`."""
+    contents = _contents(path, (), only, files)
+    targets = contents.template()
+    if only is not None:
+        chosen = only.of(targets.keys())
+        targets = {key: value for key, value in targets.items() if key in chosen}
+    nested: dict[str, Any] = {}
+    for key, value in contents.load(targets, "saved", numpy=as_numpy).items():
+        put(nested, key, value)
+    return nested
 
 
 def read_alone(path: Path, like: Any, files: Mapping[str, File], preferred: Collection[str]) -> Any:
@@ -206,13 +359,13 @@ def read_alone(path: Path, like: Any, files: Mapping[str, File], preferred: Coll
     """
     items = orbax_io.item_names(path)
     names = [name for name in items if name in preferred] or items
-    if like is not None and len(names) == 1 and not abstract(like, items).keys() & set(items):
-        return read(path, {names[0]: like}, files, names)[names[0]]  # that item alone
-    if like is not None:
-        return read(path, like, files, list(abstract(like, items)))
-    check_files(path, files, names)
-    found = orbax_io.load_alone(path, names)
-    return found[names[0]] if len(names) == 1 else found
+    if like is None:
+        found = read_freely(path, files, Selection(names))
+        return found[names[0]] if len(names) == 1 and names[0] in found else found
+    tops = {at[0] for at in leaves_of(like) if at}
+    if len(names) == 1 and not tops & set(items):
+        return read(path, {names[0]: like}, files, Selection(names))[names[0]]  # that item alone
+    return read(path, like, files, Selection(tops & set(items)) if tops & set(items) else None)
 
 
 def _resolve(directory: RunDirectory, which: int | str) -> Record:

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from ckpt_callbacks.adapters import capture
 from ckpt_callbacks.artifacts import artifact_name
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.clock import Clock
@@ -27,8 +26,9 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.policy import NEVER, Resume, SaveContext, SavePolicy, as_step
 from ckpt_callbacks.preemption import Preemption
-from ckpt_callbacks.reading import read
+from ckpt_callbacks.reading import Weights, read
 from ckpt_callbacks.report import Summary, summarize
+from ckpt_callbacks.state import check, is_abstract
 from ckpt_callbacks.stores import Store
 
 __all__ = ["Run"]
@@ -53,13 +53,16 @@ class Run(Generic[S]):
         plugins: list[object],
         *,
         resume: Resume,
+        start_from: Weights | None,
+        init: Callable[[], S] | None,
         discard_newer: bool,
         drain_limit: float,
         grace: float,
         system_metrics: float | None,
         clock: Clock,
     ) -> None:
-        self._state: S = state
+        self._state: S | None = state
+        self._start_from, self._init = start_from, init
         self._config = config
         self._checkpoint = checkpoint
         self._stores = stores
@@ -71,7 +74,7 @@ class Run(Generic[S]):
         self._clock = clock
         self._preemption = Preemption(grace, self._wake)
         self._engine: Engine | None = None
-        self._restored = True
+        self._must_read = False
         self._log: Callable[[tuple[int, Mapping[str, Any]]], object] = _drop
         self._evaluations = Evaluations(checkpoint)
         self._latest: _Taken | None = None
@@ -92,9 +95,9 @@ class Run(Generic[S]):
             raise UsageError("a run is entered once: make a new one with callbacks.run")
         self._entered, self._thread = True, threading.get_ident()
         if self._checkpoint:
-            items = capture(self._state)  # what cannot be saved is known before the first step
+            items = check(self._state)  # what cannot be saved is known before the first step
             for store in self._stores:
-                store.entered(list(items))
+                store.entered(items)
             self._engine = engine = Engine(
                 RunDirectory(self._checkpoint.directory),
                 self._checkpoint.keep,
@@ -112,10 +115,10 @@ class Run(Generic[S]):
             self._saved_at = self._clock.monotonic()
             if engine.resumed:
                 self._last = engine.resumed.step
-                self._restored = False
                 self.next_step = engine.resumed.step + 1
             self._log = engine.log
         try:
+            self._must_read = self._begins_elsewhere()
             if self._engine:
                 self._preemption.start()
             resumed = self.next_step - 1 if self.next_step else None
@@ -165,6 +168,21 @@ class Run(Generic[S]):
         if kind is None:
             self._raise_stopped()
 
+    def _begins_elsewhere(self) -> bool:
+        """Return whether the state to train is not the one that was given.
+
+        Raises:
+            ConfigError: that one is abstract, and there are no values for it.
+        """
+        if self._engine and self._engine.resumed:
+            return True
+        if not self._init and is_abstract(self._state):
+            raise ConfigError(
+                "run: the state is abstract, and there is no checkpoint to go on from: give "
+                "init=, a function that makes the state a new run begins with"
+            )
+        return bool(self._init or self._start_from)
+
     @property
     def _directory(self) -> Path | None:
         return RunDirectory(self._checkpoint.directory).root if self._checkpoint else None
@@ -173,19 +191,30 @@ class Run(Generic[S]):
     def state(self) -> S:
         """The state to train: as given, or with the values of the checkpoint to go on from.
 
-        Restored on the first read. Flax NNX objects are changed in place; all else is new.
+        Read it once: a run holds no reference to what it gave away, so that no state is in memory
+        twice. Objects of frameworks, such as Flax NNX modules, are changed in place; all else is
+        new.
 
         Raises:
             StateMismatch: the checkpoint has other leaves or shapes than the state given.
-            UsageError: it is first read when the run is over.
+            CheckpointNotFound, CorruptCheckpoint: of what is to be started from; see `restore`.
+            UsageError: it was read before, or is first read when the run is over.
         """
-        if not self._restored and not self._engine:
+        if self._state is None:
+            raise UsageError(
+                "run.state is read once, before the first step: keep what it returned then"
+            )
+        if self._must_read and self._entered and not self._engine:
             raise UsageError("run.state was first read after the with statement of its run")
-        if not self._restored and self._engine and (record := self._engine.resumed):
+        state = self._state
+        if self._engine and (record := self._engine.resumed):
             # Its files were checked when the run was entered.
-            self._state = read(self._engine.directory.path(record.step), self._state)
-            self._restored = True
-        return self._state
+            state = read(self._engine.directory.path(record.step), state)
+        elif self._entered:
+            state = self._init() if self._init else state
+            state = self._start_from.into(state) if self._start_from else state
+        self._state, self._must_read = None, False
+        return state
 
     @property
     def should_stop(self) -> bool:
@@ -444,16 +473,20 @@ class Run(Generic[S]):
             self._gate = min(self._gate, step)
 
     def _first_step(self, step: int) -> None:
-        if not self._restored:
+        if self._must_read:
+            why = (
+                f"resumed from step {self.next_step - 1}" if self.next_step else "is to begin anew"
+            )
             raise UsageError(
-                f"this run resumed from step {self.next_step - 1}, but run.state was never read, "
-                "so the loop would train fresh weights: start with `state = run.state`"
+                f"this run {why}, but run.state was never read, so the loop would train other "
+                "weights: start with `state = run.state`"
             )
         if step < self.next_step:
             raise UsageError(
                 f"this run resumed from step {self.next_step - 1}, but the loop took step {step}: "
                 f"start it at run.next_step, which is {self.next_step}"
             )
+        self._state = None
         self._next_hook = self._hooks.first_step(step)
         if self._checkpoint:
             due = self._checkpoint.save.next_due(self._last)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_callbacks import orbax_io
-from ckpt_callbacks.adapters import capture, deleted
 from ckpt_callbacks.errors import ConfigError, SaveError
 from ckpt_callbacks.events import Evicted, Saved, SaveFailed
 from ckpt_callbacks.extras import ahead
@@ -24,6 +23,7 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal
 from ckpt_callbacks.metrics import host_floats
+from ckpt_callbacks.state import capture, deleted
 
 __all__ = ["Saver"]
 
@@ -103,12 +103,12 @@ class Saver:
         started = time.monotonic()
         path = self._ledger.directory.path(step)
         try:
-            items = capture(state)
-            if donated := deleted(items):
+            if donated := deleted(state):
                 raise SaveError(
                     f"the buffer of {donated[0]} was donated or deleted before the save: give "
                     "on_step the new state, not one that a later step consumed"
                 )
+            captured = capture(state)
             if path.exists():
                 raise ConfigError(f"{path} exists and is not of this run")
             hit("save-begins")
@@ -117,7 +117,9 @@ class Saver:
         except Exception as error:
             return error
         try:
-            pending = orbax_io.save(path, items, {"run": self._ledger.run_id})
+            pending = orbax_io.save(
+                path, captured.items, {"run": self._ledger.run_id, "leaves": captured.notes}
+            )
         except Exception as error:
             self._discard(step)
             return error

@@ -21,8 +21,9 @@ from digits import BATCH_SIZE, EVAL_EVERY, Batch, batch_of, load, main
 
 
 class Network(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.layers = nnx.List([nnx.Linear(64, 256, rngs=rngs), nnx.Linear(256, 10, rngs=rngs)])
+    def __init__(self, classes: int, rngs: nnx.Rngs) -> None:
+        layers = [nnx.Linear(64, 256, rngs=rngs), nnx.Linear(256, classes, rngs=rngs)]
+        self.layers = nnx.List(layers)
         self.dropout = nnx.Dropout(0.2, rngs=rngs)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
@@ -49,8 +50,8 @@ def evaluate(model: Network, batch: Batch) -> dict[str, jax.Array]:
     return {"val_loss": loss_of(model, batch), "val_accuracy": jnp.mean(predicted == classes)}
 
 
-def new_state(learning_rate: float) -> dict[str, Any]:
-    model = Network(nnx.Rngs(0))
+def new_state(learning_rate: float, classes: int = 10) -> dict[str, Any]:
+    model = Network(classes, nnx.Rngs(0))
     return {
         "model": model,
         "optimizer": nnx.Optimizer(model, optax.adam(learning_rate), wrt=nnx.Param),

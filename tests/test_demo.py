@@ -226,11 +226,11 @@ class _Silent:
 def _bytes(state: Any) -> list[bytes]:
     import jax
 
-    from ckpt_callbacks.adapters import capture
+    from ckpt_callbacks.state import leaves_of
 
     def content(leaf: Any) -> bytes:
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         return np.asarray(leaf).tobytes()
 
-    return [content(leaf) for leaf in jax.tree.leaves(capture(state))]
+    return [content(leaf) for leaf in leaves_of(state).values()]

@@ -18,7 +18,14 @@ MODULES = [m.name for m in pkgutil.iter_modules(ckpt_callbacks.__path__, "ckpt_c
 
 
 @pytest.mark.parametrize(
-    "name", ["ckpt_callbacks", "ckpt_callbacks_mlflow", "ckpt_callbacks_wandb", *MODULES]
+    "name",
+    [
+        "ckpt_callbacks",
+        "ckpt_callbacks_mlflow",
+        "ckpt_callbacks_tunix",
+        "ckpt_callbacks_wandb",
+        *MODULES,
+    ],
 )
 def test_all_names_what_is_there(name: str) -> None:
     module = importlib.import_module(name)

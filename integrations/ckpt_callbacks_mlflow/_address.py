@@ -9,13 +9,13 @@ own settings name, such as `MLFLOW_TRACKING_URI`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
+from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.stores import Store, redact
 from ckpt_callbacks_mlflow._connection import exists, set_deadlines
@@ -36,7 +36,7 @@ def fetch(
     address: str,
     into: Path,
     *,
-    only: Collection[str] | None = None,
+    only: Selection | None = None,
     tracker: Store | None = None,
     go_on: bool = False,
 ) -> Record:
@@ -45,7 +45,7 @@ def fetch(
     Args:
         address: of one of the forms above.
         into: an empty folder.
-        only: the items to fetch; all that were sent if not given.
+        only: the leaves that are wanted, of which the items are fetched; all if not given.
         tracker: the `MLflowTracker` of the run, whose server is asked then.
         go_on: whether its run is to go on from it.
 

@@ -6,12 +6,13 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
+from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record, record_from_json
 from ckpt_callbacks.stores import Known
 from ckpt_callbacks_mlflow._files import FOLDER, download, repository
@@ -53,16 +54,14 @@ def search(client: MlflowClient, experiments: Sequence[str], where: str) -> list
             return found
 
 
-def fetch(
-    model: LoggedModel, tracking_uri: str, into: Path, only: Collection[str] | None = None
-) -> None:
+def fetch(model: LoggedModel, tracking_uri: str, into: Path, only: Selection | None = None) -> None:
     """Copy the files of a LoggedModel's checkpoint into a folder.
 
     Args:
         model: a whole one.
         tracking_uri: of its server.
         into: an empty folder.
-        only: the items to fetch; all that were sent if not given.
+        only: the leaves that are wanted, of which the items are fetched; all if not given.
 
     Raises:
         CheckpointNotFound: it is a reference, and the checkpoint is no longer there; or it has
@@ -83,12 +82,8 @@ def fetch(
         else:
             listed = store.list_artifacts(FOLDER)
             there = {info.path.rpartition("/")[2] for info in listed if info.is_dir}
-            if absent := set(only) - there:
-                raise CheckpointNotFound(
-                    f"the copy of step {step_of(model)} in MLflow has no item "
-                    f"{', '.join(sorted(absent))}; it has {', '.join(sorted(there))}"
-                )
-            names = [i.path for i in listed if not i.is_dir] + [f"{FOLDER}/{n}" for n in only]
+            chosen = only.items(there, f"the copy of step {step_of(model)} in MLflow")
+            names = [i.path for i in listed if not i.is_dir] + [f"{FOLDER}/{n}" for n in chosen]
         download(store, names, Path(scratch))
         for path in (Path(scratch) / FOLDER).iterdir():
             path.rename(into / path.name)

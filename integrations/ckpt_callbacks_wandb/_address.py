@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from ckpt_callbacks.errors import (
     UsageError,
 )
 from ckpt_callbacks.extras import load, require
+from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.stores import Store, redact
 from ckpt_callbacks_wandb._fetch import fetch as fetch_files
@@ -44,7 +44,7 @@ def fetch(
     address: str,
     into: Path,
     *,
-    only: Collection[str] | None = None,
+    only: Selection | None = None,
     tracker: Store | None = None,
     go_on: bool = False,
 ) -> Record:
@@ -55,7 +55,7 @@ def fetch(
     Args:
         address: of the form above.
         into: an empty folder.
-        only: the items to fetch; all that were sent if not given.
+        only: the leaves that are wanted, of which the items are fetched; all if not given.
         tracker: the `WandbTracker` of the run, whose project is meant where none is named.
         go_on: whether its run is to go on from it.
 

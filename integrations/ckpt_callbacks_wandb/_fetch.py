@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
+from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record, record_from_json
 from ckpt_callbacks.stores import Known
 from ckpt_callbacks_wandb._held import FOLDER, MANIFEST
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["fetch", "known_of", "manifest"]
 
 
-def fetch(version: wandb.Artifact, into: Path, only: Collection[str] | None = None) -> None:
+def fetch(version: wandb.Artifact, into: Path, only: Selection | None = None) -> None:
     """Copy the files of a version's checkpoint into the empty folder `into`.
 
     Args:
         version: a whole one.
         into: an empty folder.
-        only: the items to fetch; all that were sent if not given.
+        only: the leaves that are wanted, of which the items are fetched; all if not given.
 
     Raises:
         CheckpointNotFound: it is a reference, and the checkpoint is no longer there; or it has
@@ -46,13 +46,10 @@ def fetch(version: wandb.Artifact, into: Path, only: Collection[str] | None = No
     if only is not None:
         names = [name.split("/") for name in version.manifest.entries]
         items = {parts[1] for parts in names if parts[0] == FOLDER and len(parts) > 2}
-        if absent := set(only) - items:
-            raise CheckpointNotFound(
-                f"the copy of step {version.metadata['step']} in W&B has no item "
-                f"{', '.join(sorted(absent))}; it has {', '.join(sorted(items))}"
-            )
+        where = f"the copy of step {version.metadata['step']} in W&B"
+        chosen = only.items(items, where)
         tops = [parts[1] for parts in names if parts[0] == FOLDER and len(parts) == 2]
-        prefixes = [f"{FOLDER}/{name}" for name in [*tops, *(f"{item}/" for item in only)]]
+        prefixes = [f"{FOLDER}/{name}" for name in [*tops, *(f"{item}/" for item in chosen)]]
     with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
         for prefix in prefixes:
             version.download(root=scratch, path_prefix=prefix, skip_cache=True)

@@ -1,0 +1,165 @@
+"""Whether a checkpoint fits a state, told before anything is read, all differences at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ckpt_callbacks.errors import StateMismatch
+from ckpt_callbacks.leaves import DType, Leaf, leaf_of
+from ckpt_callbacks.paths import Path, show
+
+__all__ = ["check_same"]
+
+_NUMBERS = ("bool", "int", "float", "complex")
+_SHOWN = 20
+
+
+def check_same(
+    state: Mapping[Path, Any],
+    checkpoint: Mapping[Path, Leaf],
+    where: str,
+    *,
+    dtype: DType = "saved",
+    numpy: bool = False,
+    ours: bool = True,
+) -> None:
+    """Compare the leaves of a state with those of a checkpoint.
+
+    Args:
+        state: leaves by path; those that are abstract too.
+        checkpoint: what its leaves are, by path.
+        where: how the checkpoint is called in the message.
+        dtype: whether dtypes may differ; see `restore`.
+        numpy: whether arrays are read into the host's memory only.
+        ours: whether the checkpoint says of every leaf what it was. That of somebody else does
+            not tell typed keys from raw ones.
+
+    Raises:
+        StateMismatch: leaves are missing, extra, or of another shape, dtype, or kind, or can not
+            be sharded as the state says.
+    """
+    missing = [path for path in state if path not in checkpoint]
+    extra = [path for path in checkpoint if path not in state]
+    problems: list[str] = []
+    for path in state:
+        if there := checkpoint.get(path):
+            here = leaf_of(state[path])
+            assert here  # noqa: S101  # for the type checker: `check` was called
+            problem = _kinds(here, there, dtype, ours=ours) or (
+                None if numpy else _places(state[path], there, dtype)
+            )
+            problems += [f"{show(path)}: {problem}"] if problem else []
+    renamed = _renamed(missing, extra, state, checkpoint)
+    for old, new in renamed.items():
+        problems.append(
+            f"{show(old)} is called {show(new)} in the state: it holds the same leaves "
+            "otherwise, so rename one of them"
+        )
+    gone = [p for p in missing if not any(_below(p, new) for new in renamed.values())]
+    more = [p for p in extra if not any(_below(p, old) for old in renamed)]
+    problems += [f"{text}: not in the checkpoint" for text in _grouped(gone, checkpoint)]
+    problems += [f"{text}: not in the state" for text in _grouped(more, state)]
+    if problems:
+        left = len(problems) - _SHOWN
+        shown = problems[:_SHOWN] + [f"… and {left} more"] * (left > 0)
+        raise StateMismatch(
+            f"the state does not fit the checkpoint {where}:\n  " + "\n  ".join(shown)
+        )
+
+
+def _kinds(here: Leaf, there: Leaf, dtype: DType, *, ours: bool) -> str | None:
+    """Return what is wrong with reading `there` where the state has `here`."""
+    kinds = {here.kind, there.kind}
+    if here == there:
+        return None
+    if kinds <= {"array", *_NUMBERS} or kinds == {"key"}:
+        if here.shape != there.shape:
+            turned = len(here.shape) > 1 and here.shape == there.shape[::-1]
+            hint = ": is one of them transposed?" * turned
+            return f"shape {here.shape} in the state, {there.shape} in the checkpoint{hint}"
+        if kinds != {"key"} and dtype != "error":
+            return None
+    elif kinds == {"key", "array"} and not ours:
+        # Whether it holds keys is only known once it was read.
+        stored = [leaf for leaf in (here, there) if leaf.kind == "array"]
+        return None if stored[0].dtype == "uint32" else _sides(here, there)
+    elif "key" in kinds:
+        hint = "typed and raw keys are not the same (see `jax.random.wrap_key_data`)"
+        return f"{_sides(here, there)}: {hint}"
+    return _sides(here, there)
+
+
+def _sides(here: Leaf, there: Leaf) -> str:
+    return f"{here} in the state, {there} in the checkpoint"
+
+
+def _places(value: Any, there: Leaf, dtype: DType) -> str | None:
+    """Return why an array can not lie where the state has it."""
+    import jax
+
+    if there.kind != "array" or not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return None
+    try:
+        if value.sharding is not None:
+            value.sharding.shard_shape(there.shape)
+    except ValueError as error:
+        return f"{there} can not be sharded as {value.sharding}: {error}"
+    wide = there.dtype in ("float64", "int64", "uint64", "complex128") and dtype != "cast"
+    if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # made at run time
+        return (
+            f"{there} in the checkpoint, which JAX would cut to 32 bits: set jax_enable_x64, have "
+            "a NumPy array there, or give dtype='cast'"
+        )
+    return None
+
+
+def _renamed(
+    missing: Iterable[Path],
+    extra: Iterable[Path],
+    state: Mapping[Path, Any],
+    checkpoint: Mapping[Path, Leaf],
+) -> dict[Path, Path]:
+    """Return the subtrees that have another name in the state, if there is no doubt."""
+
+    def subtrees(
+        paths: Iterable[Path], others: Mapping[Path, Any], leaf: Callable[[Path], Leaf | None]
+    ) -> dict[Path, frozenset[tuple[Path, str]]]:
+        tops: dict[Path, set[tuple[Path, str]]] = {}
+        for path in paths:
+            top = _top(path, others)
+            tops.setdefault(top, set()).add((path[len(top) :], str(leaf(path))))
+        return {top: frozenset(below) for top, below in tops.items()}
+
+    old = subtrees(extra, state, lambda p: checkpoint[p])
+    new = subtrees(missing, checkpoint, lambda p: leaf_of(state[p]))
+    pairs = {
+        o: [n for n in new if n[:-1] == o[:-1] and new[n] == below] for o, below in old.items()
+    }
+    return {
+        o: found[0]
+        for o, found in pairs.items()
+        if len(found) == 1 and sum(found[0] in others for others in pairs.values()) == 1
+    }
+
+
+def _grouped(paths: Iterable[Path], others: Iterable[Path]) -> Iterable[str]:
+    """Yield the highest paths below which nothing is in `others`, and how many leaves they have."""
+    known = list(others)
+    tops: dict[Path, list[Path]] = {}
+    for path in paths:
+        tops.setdefault(_top(path, known), []).append(path)
+    for top, below in tops.items():
+        yield f"{show(top)} ({len(below)} leaves)" if len(below) > 1 else show(below[0])
+
+
+def _top(path: Path, others: Iterable[Path]) -> Path:
+    """Return the shortest beginning of `path` with which no path of `others` begins."""
+    for length in range(1, len(path)):
+        if not any(other[:length] == path[:length] for other in others):
+            return path[:length]
+    return path
+
+
+def _below(path: Path, top: Path) -> bool:
+    return path[: len(top)] == top
