@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -77,7 +78,8 @@ class Contents:
         self.leaves: dict[Path, Stored] = {}
         for folder in self.folders:
             if folder not in self._trees:
-                self.leaves[(folder,)] = Stored(folder, None, None, Leaf("files"))
+                leaf = Leaf("files", _processes(path / folder))
+                self.leaves[(folder,)] = Stored(folder, None, None, leaf)
         for folder, below, meta in self._walk():
             note = notes.get(dotted((folder, *below)))
             leaf = found(meta, note)
@@ -153,6 +155,12 @@ def key_of(path: Path, leaf: Leaf) -> Path:
     if leaf.kind == "files":  # is an item of its own
         return (dotted(path) or ROOT,)
     return path or ("leaf",)
+
+
+def _processes(folder: FilePath) -> tuple[int, ...]:
+    """Return how many processes saved what is theirs alone, as the iterators of Grain do."""
+    names = (re.fullmatch(r"process_\d+-of-(\d+)\.json", p.name) for p in folder.iterdir())
+    return tuple({int(name[1]) for name in names if name})
 
 
 def _root(path: FilePath, folders: list[str], tops: Collection[str]) -> str | None:

@@ -102,6 +102,27 @@ class KerasAdapter:
         }
 
 
+class VaultAdapter:
+    """A Flashbax `Vault`, which is a file: where writing goes on in it, and in the buffer.
+
+    A vault that is opened again takes all that is in the buffer for new. Rows that were written
+    after the checkpoint are overwritten by those that come again.
+    """
+
+    def matches(self, node: Any) -> bool:
+        module = sys.modules.get("flashbax.vault.vault")
+        return module is not None and isinstance(node, module.Vault)
+
+    def capture(self, node: Any) -> Any:
+        # Private to Flashbax (0.1.3), which has no other way to say it; under test.
+        return {"vault_index": node.vault_index, "buffer_index": node._last_received_fbx_index}
+
+    def apply(self, node: Any, values: Any) -> Any:
+        node.vault_index = values["vault_index"]
+        node._last_received_fbx_index = values["buffer_index"]
+        return node
+
+
 class DataclassAdapter:
     """Dataclasses that JAX does not know as pytrees: their fields, in a copy."""
 
@@ -122,5 +143,11 @@ class DataclassAdapter:
         return new
 
 
-ADAPTERS = (NNXAdapter(), EquinoxMarkAdapter(), KerasAdapter(), DataclassAdapter())
+ADAPTERS = (
+    NNXAdapter(),
+    EquinoxMarkAdapter(),
+    KerasAdapter(),
+    VaultAdapter(),
+    DataclassAdapter(),
+)
 """Asked in order; the first that matches handles the node."""

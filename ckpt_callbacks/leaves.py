@@ -41,7 +41,7 @@ class Leaf:
     Args:
         kind: `array`, `key` (typed PRNG keys), `files` (what saves itself), or the name of a
             Python type: `bool`, `int`, `float`, `complex`, `str`, `bytes`.
-        shape: of an array or of keys.
+        shape: of an array or of keys; of files the number of processes that each saved a part.
         dtype: of an array its dtype, of keys the name of their implementation.
     """
 

@@ -71,27 +71,40 @@ def check_same(
 def _kinds(here: Leaf, there: Leaf, dtype: DType, *, ours: bool) -> str | None:
     """Return what is wrong with reading `there` where the state has `here`."""
     kinds = {here.kind, there.kind}
-    if here == there:
-        return None
-    if kinds <= {"array", *_NUMBERS} or kinds == {"key"}:
+    problem: str | None = _sides(here, there)
+    if kinds == {"files"}:
+        problem = _processes(there)
+    elif kinds <= {"array", *_NUMBERS} or kinds == {"key"}:
         if here.shape != there.shape:
             turned = len(here.shape) > 1 and here.shape == there.shape[::-1]
             hint = ": is one of them transposed?" * turned
-            return f"shape {here.shape} in the state, {there.shape} in the checkpoint{hint}"
-        if kinds != {"key"} and dtype != "error":
-            return None
+            problem = f"shape {here.shape} in the state, {there.shape} in the checkpoint{hint}"
+        elif kinds != {"key"} and dtype != "error":
+            problem = None
     elif kinds == {"key", "array"} and not ours:
         # Whether it holds keys is only known once it was read.
-        stored = [leaf for leaf in (here, there) if leaf.kind == "array"]
-        return None if stored[0].dtype == "uint32" else _sides(here, there)
+        stored = here if here.kind == "array" else there
+        problem = None if stored.dtype == "uint32" else problem
     elif "key" in kinds:
-        hint = "typed and raw keys are not the same (see `jax.random.wrap_key_data`)"
-        return f"{_sides(here, there)}: {hint}"
-    return _sides(here, there)
+        problem = f"{problem}: typed and raw keys are not the same (see `jax.random.wrap_key_data`)"
+    return problem if here != there else None
 
 
 def _sides(here: Leaf, there: Leaf) -> str:
     return f"{here} in the state, {there} in the checkpoint"
+
+
+def _processes(there: Leaf) -> str | None:
+    """Return why what each process saved of its own can not be given back to each."""
+    import jax
+
+    if there.shape == (jax.process_count(),):
+        return None
+    saved = " or ".join(map(str, there.shape))
+    return (
+        f"saved by {saved} processes, each with a part of its own, and now there are "
+        f"{jax.process_count()}: go on with as many, or leave it out with only="
+    )
 
 
 def _places(value: Any, there: Leaf, dtype: DType) -> str | None:

@@ -7,9 +7,12 @@ and raises a failure once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from ckpt_callbacks.errors import CorruptCheckpoint
 
 __all__ = [
     "LEFT_OUT",
@@ -79,13 +82,21 @@ def load(path: Path, like: Items) -> dict[str, Any]:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Return the `metadata` that `save` was given; empty for a checkpoint of others."""
-    from orbax.checkpoint import v1 as ocp
+    """Return the `metadata` that `save` was given; empty for a checkpoint of others.
 
+    From its file, since Orbax's own function reads the metadata of all arrays too, and warns of
+    every item that is no pytree.
+
+    Raises:
+        CorruptCheckpoint: the file is no JSON.
+    """
+    file = path / "_CHECKPOINT_METADATA"
     try:
-        found = ocp.checkpointables_metadata(path).custom_metadata
-    except ocp.errors.InvalidLayoutError:
+        found = json.loads(file.read_text("utf-8"))["custom_metadata"]
+    except (FileNotFoundError, KeyError):
         return {}
+    except (ValueError, TypeError) as error:
+        raise CorruptCheckpoint(f"{file} is damaged: {error}") from error
     return found if isinstance(found, dict) else {}
 
 
