@@ -26,7 +26,10 @@ class StateAdapter(Protocol):
     """Takes apart one kind of node. It must not import the library whose nodes it knows."""
 
     def matches(self, node: Any) -> bool:
-        """Return whether this adapter handles `node`. Asked for every node of a state."""
+        """Return whether this adapter handles `node`.
+
+        Asked for every node of a state but Python's own containers and numbers, and arrays.
+        """
         ...
 
     def capture(self, node: Any) -> Any:
@@ -46,6 +49,7 @@ class StateAdapter(Protocol):
 
 
 _registered: list[StateAdapter] = []
+_plain: set[type] = {dict, list, tuple, int, float, bool, complex, str, bytes, type(None)}
 _by_module: dict[str, Any] | None = None
 """Entry points that were not loaded yet."""
 
@@ -67,11 +71,25 @@ def register_adapter(adapter: StateAdapter) -> None:
 
 def adapter_of(node: Any) -> StateAdapter | None:
     """Return what takes `node` apart, if it is no plain pytree."""
+    if type(node) in _plain:
+        return None
     _load()
+    if _is_plain(node):
+        return None
     for adapter in (*_registered, *frameworks.ADAPTERS):
         if adapter.matches(node):
             return adapter
     return None
+
+
+def _is_plain(node: Any) -> bool:
+    """Return whether `node` is an array, and remember its type."""
+    arrays = [m.Array for m in [sys.modules.get("jax")] if m]
+    arrays += [m.ndarray for m in [sys.modules.get("numpy")] if m]
+    if isinstance(node, tuple(arrays)):
+        _plain.add(type(node))
+        return True
+    return False
 
 
 def _load() -> None:

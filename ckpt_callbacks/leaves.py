@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 __all__ = [
@@ -67,30 +68,37 @@ class Leaf:
 
 def is_files(leaf: Any) -> bool:
     """Return whether a leaf saves itself: Orbax's `StatefulCheckpointable`."""
+    return _saves_itself(type(leaf))
+
+
+@cache
+def _saves_itself(kind: type) -> bool:
     from inspect import iscoroutinefunction
 
-    kind = type(leaf)
-    return iscoroutinefunction(getattr(kind, "save", None)) and iscoroutinefunction(
-        getattr(kind, "load", None)
-    )
+    return all(iscoroutinefunction(getattr(kind, name, None)) for name in ("save", "load"))
 
 
 def leaf_of(value: Any) -> Leaf | None:
     """Return what a leaf of a state is; `None` for what can not be saved."""
+    if _is_array(value):
+        kind, dtype = _kind_and_name(value.dtype)
+        return Leaf(kind, tuple(value.shape), dtype) if kind else None
+    for known in (bool, complex, float, int, str, bytes):
+        if isinstance(value, known):
+            return Leaf(known.__name__)
+    return Leaf("files") if is_files(value) else None
+
+
+@cache
+def _kind_and_name(dtype: Any) -> tuple[str, str]:
+    """Return of a dtype `array` or `key`, and its name; nothing if Orbax can not store it."""
     import numpy as np
 
-    for kind in (bool, complex, float, int, str, bytes):
-        if isinstance(value, kind) and not isinstance(value, np.generic):
-            return Leaf(kind.__name__)
-    if is_files(value):
-        return Leaf("files")
-    if not _is_array(value):
-        return None
-    if impl := key_impl(value.dtype):
-        return Leaf("key", tuple(value.shape), impl)
-    if np.dtype(value.dtype).kind in "OUSMm" or value.dtype in (np.longdouble, np.clongdouble):
-        return None
-    return Leaf("array", tuple(value.shape), np.dtype(value.dtype).name)
+    if impl := key_impl(dtype):
+        return "key", impl
+    if np.dtype(dtype).kind in "OUSMm" or dtype in (np.longdouble, np.clongdouble):
+        return "", ""
+    return "array", np.dtype(dtype).name
 
 
 def found(stored: Any, note: Note | None) -> Leaf:
@@ -118,17 +126,24 @@ def unsavable(value: Any) -> str | None:
 
 def missing(value: Any) -> str | None:
     """Return why a leaf that could be saved has nothing to save, if so."""
-    abstract = isinstance(value, _abstract_type())
-    return "is abstract: it has a shape and a dtype, but no values" if abstract else None
+    import jax
+
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return "is abstract: it has a shape and a dtype, but no values"
+    if isinstance(value, jax.Array) and value.is_deleted():
+        return "was donated or deleted: give the new state, not one that a later step consumed"
+    return None
 
 
 def encode(value: Any) -> tuple[Any, Note | None]:
     """Return a leaf as Orbax stores it, and the note of what it was, if there is need of one."""
     import numpy as np
 
+    if _is_array(value):
+        scalar = isinstance(value, np.generic)
+        note = {"type": "scalar"} if scalar else {}
+        return _encoded_array(np.asarray(value) if scalar else value, note)
     match value:
-        case np.generic():
-            return _encoded_array(np.asarray(value), {"type": "scalar"})
         case bool() | complex():  # for a bool Orbax has no metadata
             return np.asarray(value), {"type": type(value).__name__}
         case int():
@@ -138,19 +153,21 @@ def encode(value: Any) -> tuple[Any, Note | None]:
             return (float if isinstance(value, float) else str)(value), None
         case bytes():
             return _encoded_array(np.frombuffer(value, np.uint8), {"type": "bytes"})
-    return _encoded_array(value, {}) if _is_array(value) else (value, None)  # it saves itself
+    return value, None  # it saves itself
 
 
 def _encoded_array(array: Any, note: Note) -> tuple[Any, Note | None]:
     import numpy as np
 
-    if impl := key_impl(array.dtype):
+    kind, dtype = _kind_and_name(array.dtype)
+    if kind == "key":
         import jax
 
+        note = {"key": dtype}
         if array.size:
-            return array, {"key": impl}
-        array, note = jax.random.key_data(array), {"key": impl}
-    dtype = np.dtype(array.dtype).name
+            return array, note
+        array = jax.random.key_data(array)
+        dtype = array.dtype.name
     if not array.size:
         return np.zeros(1, np.uint8), note | {"shape": list(array.shape), "dtype": dtype}
     if dtype in _STORED_AS_BYTES:
@@ -212,13 +229,7 @@ def _is_array(value: Any) -> bool:
     import jax
     import numpy as np
 
-    return isinstance(value, jax.Array | np.ndarray | np.generic | _abstract_type())
-
-
-def _abstract_type() -> Any:
-    import jax
-
-    return jax.ShapeDtypeStruct
+    return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
 def _dtype(dtype: Any) -> Any:

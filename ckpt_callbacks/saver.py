@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_callbacks import orbax_io
-from ckpt_callbacks.errors import ConfigError, SaveError
+from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.events import Evicted, Saved, SaveFailed
 from ckpt_callbacks.extras import ahead
 from ckpt_callbacks.failpoints import hit
@@ -23,7 +23,7 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal
 from ckpt_callbacks.metrics import host_floats
-from ckpt_callbacks.state import capture, deleted
+from ckpt_callbacks.state import capture
 
 __all__ = ["Saver"]
 
@@ -103,11 +103,6 @@ class Saver:
         started = time.monotonic()
         path = self._ledger.directory.path(step)
         try:
-            if donated := deleted(state):
-                raise SaveError(
-                    f"the buffer of {donated[0]} was donated or deleted before the save: give "
-                    "on_step the new state, not one that a later step consumed"
-                )
             captured = capture(state)
             if path.exists():
                 raise ConfigError(f"{path} exists and is not of this run")

@@ -10,7 +10,6 @@ and verified without the optimizer.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,6 @@ __all__ = [
     "apply",
     "capture",
     "check",
-    "deleted",
     "is_abstract",
     "item_path",
     "leaves_of",
@@ -41,6 +39,15 @@ ROOT = "state"
 _MAX_ITEMS = 8
 _RESERVED = {ROOT, "metrics"}  # Orbax keeps `metrics` for itself
 _ITEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+_NAMED_BY = {
+    "DictKey": "key",
+    "FlattenedIndexKey": "key",
+    "GetAttrKey": "name",
+    "SequenceKey": "idx",
+}
+"""What holds the name in the keys of `jax.tree_util`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ def check(state: Any) -> list[str]:
         StateMismatch: a leaf cannot be saved, or two leaves have the same name; all of them.
     """
     leaves = leaves_of(state)
-    _raise_unsavable({p: why for p, x in leaves.items() if (why := unsavable(x))})
+    _check_kinds(leaves)
     items = _own_items(state, leaves)
     return sorted({item_path(path, leaf, items)[0] for path, leaf in leaves.items()})
 
@@ -75,10 +82,11 @@ def capture(state: Any) -> Captured:
     """Return the leaves of `state`, by item. Nothing is copied.
 
     Raises:
-        StateMismatch: as `check`; or a leaf is abstract.
+        StateMismatch: as `check`; or leaves are abstract, or were donated.
     """
     leaves = leaves_of(state)
-    _raise_unsavable({p: why for p, x in leaves.items() if (why := unsavable(x) or missing(x))})
+    _check_kinds(leaves)
+    _raise_unsavable({p: why for p, x in leaves.items() if (why := missing(x))}, "")
     names = _own_items(state, leaves)
     captured = Captured({}, {})
     for path, leaf in leaves.items():
@@ -98,18 +106,6 @@ def is_abstract(state: Any) -> bool:
     import jax
 
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves_of(state).values())
-
-
-def deleted(state: Any) -> list[str]:
-    """Return the paths of leaves whose device buffers are gone, as donation leaves them."""
-    jax = sys.modules.get("jax")
-    if jax is None:
-        return []
-    return [
-        show(path)
-        for path, leaf in leaves_of(state).items()
-        if isinstance(leaf, jax.Array) and leaf.is_deleted()
-    ]
 
 
 def apply(state: Any, values: Mapping[Path, Any]) -> Any:
@@ -183,12 +179,17 @@ def _rebuilt(node: Any, path: Path, values: Mapping[Path, Any]) -> Any:
     return jax.tree_util.tree_unflatten(treedef, new)
 
 
-def _raise_unsavable(problems: Mapping[Path, str]) -> None:
+def _check_kinds(leaves: Mapping[Path, Any]) -> None:
+    _raise_unsavable(
+        {path: why for path, leaf in leaves.items() if (why := unsavable(leaf))},
+        "\nLeave it out of the state, or register a StateAdapter for what holds it",
+    )
+
+
+def _raise_unsavable(problems: Mapping[Path, str], then: str) -> None:
     if problems:
         lines = "\n  ".join(f"the leaf at {show(path)} {why}" for path, why in problems.items())
-        raise StateMismatch(
-            f"{lines}\nLeave it out of the state, or register a StateAdapter for what holds it"
-        )
+        raise StateMismatch(lines + then)
 
 
 def _own_items(state: Any, leaves: Mapping[Path, Any]) -> frozenset[str]:
@@ -215,14 +216,5 @@ def _is_adapted(node: Any) -> bool:
 
 
 def _key_name(key: Any) -> str:
-    import jax
-
-    match key:
-        case jax.tree_util.GetAttrKey(name=name):
-            return str(name)
-        case jax.tree_util.SequenceKey(idx=name):
-            return str(name)
-        case jax.tree_util.DictKey(key=name) | jax.tree_util.FlattenedIndexKey(key=name):
-            return str(name)
-        case _:
-            return str(key)
+    name = _NAMED_BY.get(type(key).__name__)
+    return str(getattr(key, name) if name else key)

@@ -505,8 +505,8 @@ BUGS = [
         ORBAX,
         "test_run.py::test_a_damaged_checkpoint_is_an_error_with_the_name_of_the_file",
         "ckpt_callbacks/reading.py",
-        "files = record.files if verify else None",
-        "files = None",
+        "record.files if verify else None",
+        "None",
     ),
     Bug(
         "a file of the right size counts as whole",
