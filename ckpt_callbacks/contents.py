@@ -9,7 +9,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from ckpt_callbacks import orbax_io
-from ckpt_callbacks.leaves import DType, Leaf, Note, decode, found, leaf_of
+from ckpt_callbacks.leaves import DType, Leaf, Note, decode, found, leaf_of, loses_bits
 from ckpt_callbacks.manifest import verify
 from ckpt_callbacks.paths import Path, dotted
 from ckpt_callbacks.record import File
@@ -82,7 +82,7 @@ class Contents:
                 self.leaves[(folder,)] = Stored(folder, None, None, leaf)
         for folder, below, meta in self._walk():
             note = notes.get(dotted((folder, *below)))
-            leaf = found(meta, note)
+            leaf = found(meta, note, on_device=orbax_io.is_on_device(meta))
             self.leaves[self._state_path(folder, below)] = Stored(folder, meta, note, leaf)
 
     def load(self, wanted: Mapping[Path, Any], dtype: DType, *, numpy: bool) -> dict[Path, Any]:
@@ -127,7 +127,7 @@ class Contents:
 
         def place(stored: Stored) -> Any:
             meta = stored.meta
-            if not hasattr(meta, "shape") or not orbax_io.is_on_device(meta):
+            if not stored.leaf.on_device:
                 return np.empty(stored.leaf.shape, meta.dtype) if hasattr(meta, "shape") else meta
             return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]  # jax leaves it untyped
                 stored.leaf.shape, meta.dtype
@@ -179,7 +179,7 @@ def _target(stored: Stored, wanted: Any, dtype: DType, *, numpy: bool) -> Any:
     meta = stored.meta
     if not hasattr(meta, "shape"):
         return meta  # a number, or text
-    where = wanted.sharding if _on_device(wanted) else None
+    where = wanted.sharding if _goes_to_device(stored, wanted, dtype) else None
     keys = [leaf for leaf in (stored.leaf, leaf_of(wanted)) if leaf and leaf.kind == "key"]
     if keys and "shape" not in (stored.note or {}):
         # Orbax knows itself which keys it has, if any, whatever it is asked for.
@@ -201,11 +201,11 @@ def _finished(loaded: Any, stored: Stored, wanted: Any, dtype: DType, *, numpy: 
         value = _cast(value, wanted)
     if numpy or not isinstance(value, np.ndarray):
         return value
-    if _on_device(wanted):
+    if _goes_to_device(stored, wanted, dtype):
         return jax.device_put(value, None if _is_uncommitted(wanted) else wanted.sharding)
     # Where the state has a number by now, it is an array if it was one on a device.
-    was_there = orbax_io.is_on_device(stored.meta) and not isinstance(wanted, np.ndarray)
-    return jax.numpy.asarray(value) if was_there and not isinstance(wanted, np.generic) else value
+    number = isinstance(wanted, bool | int | float | complex)
+    return jax.numpy.asarray(value) if number and stored.leaf.on_device else value
 
 
 def _cast(value: Any, wanted: Any) -> Any:
@@ -222,10 +222,13 @@ def _cast(value: Any, wanted: Any) -> Any:
     return array[()] if isinstance(wanted, np.generic) else array
 
 
-def _on_device(wanted: Any) -> bool:
+def _goes_to_device(stored: Stored, wanted: Any, dtype: DType) -> bool:
+    """Return whether the state has a leaf on a device, and it is the same there."""
     import jax
 
-    return isinstance(wanted, jax.Array | jax.ShapeDtypeStruct)
+    if not isinstance(wanted, jax.Array | jax.ShapeDtypeStruct):
+        return False
+    return dtype == "cast" or stored.leaf.on_device or not loses_bits(stored.leaf)
 
 
 def _is_uncommitted(wanted: Any) -> bool:

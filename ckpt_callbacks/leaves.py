@@ -8,7 +8,7 @@ the same type, dtype, shape and bytes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ Note = dict[str, Any]
 
 _STORED_AS_BYTES = ("uint2", "uint4", "float8_e4m3")
 """What TensorStore (0.1.86) has no dtype for."""
+_WIDE = ("float64", "int64", "uint64", "complex128")
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -44,11 +45,13 @@ class Leaf:
             Python type: `bool`, `int`, `float`, `complex`, `str`, `bytes`.
         shape: of an array or of keys; of files the number of processes that each saved a part.
         dtype: of an array its dtype, of keys the name of their implementation.
+        on_device: whether it was saved from a device.
     """
 
     kind: str
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    on_device: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         if self.kind not in ("array", "key"):
@@ -66,13 +69,21 @@ class Leaf:
         return math.prod(self.shape) * jax.dtypes.itemsize_bits(_dtype(self.dtype)) // 8
 
 
+def loses_bits(leaf: Leaf) -> bool:
+    """Return whether JAX, as it is set, would cut the values of an array to 32 bits."""
+    import jax
+
+    return leaf.dtype in _WIDE and not jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+
 def is_files(leaf: Any) -> bool:
     """Return whether a leaf saves itself: Orbax's `StatefulCheckpointable`."""
-    return _saves_itself(type(leaf))
+    kind: Any = type(leaf)
+    return _saves_itself(kind)
 
 
 @cache
-def _saves_itself(kind: type) -> bool:
+def _saves_itself(kind: Any) -> bool:
     from inspect import iscoroutinefunction
 
     return all(iscoroutinefunction(getattr(kind, name, None)) for name in ("save", "load"))
@@ -101,7 +112,7 @@ def _kind_and_name(dtype: Any) -> tuple[str, str]:
     return "array", np.dtype(dtype).name
 
 
-def found(stored: Any, note: Note | None) -> Leaf:
+def found(stored: Any, note: Note | None, *, on_device: bool = False) -> Leaf:
     """Return what a leaf of a checkpoint is, by Orbax's metadata and our note of it."""
     note = note or {}
     if "key" in note:
@@ -112,7 +123,7 @@ def found(stored: Any, note: Note | None) -> Leaf:
     if not hasattr(stored, "dtype"):
         return Leaf(type(stored).__name__)
     dtype = note.get("dtype") or _dtype(stored.dtype).name
-    return Leaf("array", tuple(note.get("shape", stored.shape)), dtype)
+    return Leaf("array", tuple(note.get("shape", stored.shape)), dtype, on_device)
 
 
 def unsavable(value: Any) -> str | None:

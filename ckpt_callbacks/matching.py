@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ckpt_callbacks.errors import StateMismatch
-from ckpt_callbacks.leaves import DType, Leaf, leaf_of
+from ckpt_callbacks.leaves import DType, Leaf, leaf_of, loses_bits
 from ckpt_callbacks.paths import Path, show
 
 __all__ = ["check_same"]
@@ -118,8 +118,7 @@ def _places(value: Any, there: Leaf, dtype: DType) -> str | None:
             value.sharding.shard_shape(there.shape)
     except ValueError as error:
         return f"{there} can not be sharded as {value.sharding}: {error}"
-    wide = there.dtype in ("float64", "int64", "uint64", "complex128") and dtype != "cast"
-    if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # made at run time
+    if there.on_device and loses_bits(there) and dtype != "cast":
         return (
             f"{there} in the checkpoint, which JAX would cut to 32 bits: set jax_enable_x64, have "
             "a NumPy array there, or give dtype='cast'"
