@@ -64,6 +64,7 @@ from ckpt_callbacks.schedule import (
 
 if TYPE_CHECKING:
     from ckpt_callbacks.adapters import StateAdapter, register_adapter
+    from ckpt_callbacks.inspection import Inspection, inspect
     from ckpt_callbacks.reading import Weights, restore
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
     from ckpt_callbacks.requests import pin, report_metrics, sync, unpin
@@ -89,6 +90,7 @@ __all__ = [
     "EveryNSeconds",
     "EveryNSteps",
     "Evicted",
+    "Inspection",
     "KeepPolicy",
     "LatestN",
     "MirrorFailed",
@@ -118,6 +120,7 @@ __all__ = [
     "checkpoints",
     "find",
     "hookimpl",
+    "inspect",
     "pin",
     "register_adapter",
     "report_metrics",
@@ -130,6 +133,7 @@ __all__ = [
 # What a training script may do without, or needs only once it runs, is loaded when it is used.
 _LATER = {
     "adapters": ("StateAdapter", "register_adapter"),
+    "inspection": ("Inspection", "inspect"),
     "reading": ("Weights", "restore"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
     "requests": ("pin", "report_metrics", "sync", "unpin"),

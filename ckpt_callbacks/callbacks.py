@@ -111,7 +111,7 @@ class Callbacks:
             state: what is to be saved, and the template for what is restored. It may be abstract,
                 with `jax.ShapeDtypeStruct` for arrays, so that no array is made only to be
                 replaced; a run that may have to begin needs `init` then.
-            config: hyper-parameters for the trackers: JSON values by name.
+            config: hyper-parameters, for the trackers and `inspect`: JSON values by name.
             resume: `last`, `best`, a step, or `None` to start over. Where newer checkpoints
                 exist, entering the run is an error that names the choices. An address in a tracker,
                 such as `mlflow:/digits@last`, is for a machine that has lost its disk: where the

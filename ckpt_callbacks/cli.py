@@ -42,6 +42,21 @@ def why_command(directory: Path, step: int) -> None:
     _print(why, directory, step)
 
 
+@main.command(name="inspect")
+@click.argument("source")
+@click.option("--which", default="last", show_default=True, help="A step, or an alias.")
+@click.option("--depth", type=click.IntRange(min=1), help="Levels of the tree to show.")
+def inspect_command(source: str, which: str, depth: int | None) -> None:
+    """Show what a checkpoint holds, without reading an array.
+
+    SOURCE is a run directory, a checkpoint of Orbax, or an address such as mlflow:/digits@best.
+    """
+    from ckpt_callbacks.inspection import inspect
+
+    step = int(which) if which.isdecimal() else which
+    _print(lambda: inspect(source, step).text(depth))
+
+
 @main.command(name="verify")
 @_directory
 def verify_command(directory: Path) -> None:

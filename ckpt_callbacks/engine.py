@@ -57,7 +57,7 @@ class Engine:
         directory: where the checkpoints are.
         keep: what to keep.
         stores: where they are mirrored to.
-        config: hyper-parameters for the trackers.
+        config: hyper-parameters, for the trackers and `run.json`.
         hooks: get the events.
         resume: the checkpoint to go on from.
         discard_newer: whether those after it go.
@@ -111,7 +111,7 @@ class Engine:
             known = directory.read_run()
             all_here = training or known is None or known.stores.keys() <= policies.keys()
             self.ledger = ledger = Ledger(
-                directory, keep, self._wake, policies, clock.time, all_here=all_here
+                directory, keep, self._wake, policies, clock.time, all_here=all_here, config=config
             )
             self._exit.callback(ledger.close)
             recover(ledger)

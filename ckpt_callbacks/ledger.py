@@ -6,6 +6,7 @@ done next. Every method takes the mutex, so all see one order of facts.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -41,6 +42,7 @@ class Ledger:
         stores: the stores of this run by name, each with the policy of its own that it may have.
         now: seconds since the epoch.
         all_here: whether `stores` are all that the run has; else a changed policy has to wait.
+        config: the hyper-parameters of the run; those that are known stay if there are none.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Ledger:
         now: Callable[[], float] = time.time,
         *,
         all_here: bool = True,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = directory
         self.policy = policy
@@ -69,7 +72,9 @@ class Ledger:
         spec = policy_to_json(policy)
         self._run = run or RunFile(os.urandom(6).hex(), spec)
         self._situation: Situation | None = None
-        new = replace(self._run, policy=spec, change=self._begin_change(spec))
+        # As it will be read; infinities, which JSON does not know, are there for people only.
+        config = json.loads(json.dumps(config or self._run.config), parse_constant=str)
+        new = replace(self._run, policy=spec, change=self._begin_change(spec), config=config)
         if run != new:
             directory.write_run(new)
         self._run, self._situation = new, None

@@ -127,15 +127,19 @@ def describe(path: Path, names: Iterable[str]) -> dict[str, Any]:
     """Return items of a checkpoint as trees of metadata (`shape`, `dtype`), reading no array.
 
     Of an item that is no pytree it is `None`.
+
+    Raises:
+        CorruptCheckpoint: a pytree cannot be made out, which Orbax takes for no pytree.
     """
     from orbax.checkpoint import v1 as ocp
 
-    return {
-        name: ocp.metadata(path, checkpointable_name=name or None).metadata
-        if is_tree(path / name)
-        else None
-        for name in names
-    }
+    def tree(name: str) -> Any:
+        found = ocp.metadata(path, checkpointable_name=name or None).metadata
+        if found is None:
+            raise CorruptCheckpoint(f"{path / name} is damaged: what it holds cannot be read")
+        return found
+
+    return {name: tree(name) if is_tree(path / name) else None for name in names}
 
 
 def is_on_device(meta: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, overload
 
@@ -31,11 +31,12 @@ from ckpt_callbacks.retention import policy_from_json, promote
 from ckpt_callbacks.state import apply, leaves_of, put
 from ckpt_callbacks.stores import Store
 
-__all__ = ["Weights", "read", "read_alone", "read_freely", "restore"]
+__all__ = ["Reader", "Weights", "read", "read_alone", "read_freely", "restore", "visit"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
-_Reader = Callable[[Path, Mapping[str, File] | None], Any]
+Reader = Callable[[Path, Record | None], S]
+"""Gets a checkpoint and its record, if it has one, with the files that are yet to be checked."""
 
 
 @overload
@@ -119,33 +120,51 @@ def restore(
         raise ConfigError(f"restore: dtype must be one of {get_args(DType)}, not {dtype!r}")
     selection = None if only is None else Selection(only)
 
-    def reader(path: Path, files: Mapping[str, File] | None) -> Any:
+    def reader(path: Path, record: Record | None) -> Any:
+        files = record.files if record else None
         if like is None:
             return read_freely(path, files, selection, as_numpy=as_numpy)
         return read(path, like, files, selection, dtype=dtype, as_numpy=as_numpy)
 
+    return visit("restore", source, which, reader, selection, stores, verify=verify)
+
+
+def visit(
+    owner: str,
+    source: str | os.PathLike[str],
+    which: int | str,
+    reader: Reader[S],
+    only: Selection | None = None,
+    stores: Sequence[Store] | None = None,
+    *,
+    verify: bool = True,
+) -> S:
+    """Return what `reader` makes of a checkpoint; `owner` asks for it.
+
+    The other arguments, and what is raised, are those of `restore`.
+    """
     if isinstance(source, str) and is_address(source):
-        return _from_tracker(source, reader, which, selection, verify=verify)
+        return _from_tracker(owner, source, reader, which, only, verify=verify)
     root = Path(source).expanduser().absolute()
     if not (root / ".ckpt_callbacks").is_dir():
         return reader(_of_others(root, which), None)
     directory = RunDirectory(root)
-    which = which if isinstance(which, str) else as_step("restore", which)
+    which = which if isinstance(which, str) else as_step(owner, which)
     return _from_run(directory, which, reader, stores, verify=verify)
 
 
 def _from_run(
     directory: RunDirectory,
     which: int | str,
-    reader: _Reader,
+    reader: Reader[S],
     stores: Sequence[Store] | None,
     *,
     verify: bool,
-) -> Any:
+) -> S:
     while True:
         record = _resolve(directory, which)
         try:
-            state = reader(directory.path(record.step), record.files if verify else None)
+            state = reader(directory.path(record.step), record if verify else _checked(record))
         except Exception as error:
             if not _moved_on(directory, record, which):
                 if not isinstance(error, CorruptCheckpoint):
@@ -224,10 +243,10 @@ def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool
 def _from_elsewhere(
     directory: RunDirectory,
     record: Record,
-    reader: _Reader,
+    reader: Reader[S],
     stores: Sequence[Store] | None,
     error: CorruptCheckpoint,
-) -> Any:
+) -> S:
     """Read a damaged checkpoint from a store that has a true copy.
 
     Raises:
@@ -243,23 +262,34 @@ def _from_elsewhere(
         if not copy_from(list(zip(there, infos, strict=True)), record, copy):
             raise error
         logger.error("%s. It is read from another copy", error)
-        return reader(copy, None)
+        return reader(copy, _checked(record))
 
 
 def _from_tracker(
-    address: str, reader: _Reader, which: int | str, only: Selection | None, *, verify: bool
-) -> Any:
+    owner: str,
+    address: str,
+    reader: Reader[S],
+    which: int | str,
+    only: Selection | None,
+    *,
+    verify: bool,
+) -> S:
     import tempfile
 
     if which != "last":
-        raise ConfigError(f"restore: {address} names a checkpoint itself; leave out {which=}")
+        raise ConfigError(f"{owner}: {address} names a checkpoint itself; leave out {which=}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkpoint"
         copy.mkdir()
         record = fetch(address, copy, only=only)
         if verify:  # maybe fewer items than were saved
             check_files(copy, record.files, orbax_io.item_names(copy))
-        return reader(copy, None)
+        return reader(copy, _checked(record))
+
+
+def _checked(record: Record) -> Record:
+    """Return a record of which no file is yet to be checked."""
+    return replace(record, files={})
 
 
 def read(

@@ -137,6 +137,8 @@ class RunFile:
     """Step that the run went back to, -1 for the start, until its metrics are marked."""
     status: str = "running"
     """How the last process left the loop, as in `RunEnded`."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The hyper-parameters that the loop was last given, JSON values by name."""
 
 
 def record_to_json(record: Record) -> str:
@@ -233,6 +235,7 @@ def run_from_json(text: str, where: str) -> RunFile:
             change=change and Change(_typed(change["policy"], list), _typed(change["since"], int)),
             rewound=_optional(values["rewound"], int),
             status=_typed(values["status"], str),
+            config=_typed(values.get("config", {}), dict),  # once there was none
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error

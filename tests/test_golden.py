@@ -49,6 +49,7 @@ def test_run_and_evictions_of_format_1(directory: RunDirectory) -> None:
     assert run.policy == [{"policy": "LatestN", "n": 1}]
     assert run.aliases == {"folder": {"best": 1, "last": 3}}
     assert run.stores == {"folder": {"title": "Folder"}}
+    assert run.config == {}  # which came later
     assert run.settings["folder"] == {"root": "store", "keep": [{"policy": "LatestN", "n": 1}]}
     best = {"policy": "BestN", "n": 1, "metric": "score", "mode": "max", "pending": None}
     assert run.change == Change([{"policy": "LatestN", "n": 2}, best], 3)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -95,9 +96,22 @@ def test_a_run_survives_the_disk() -> None:
         Change([{"policy": "LatestN", "n": 1}], 7),
         5,
         "killed",
+        {"rate": 1e-3, "layers": [2, {"wide": True}]},
     )
 
     assert run_from_json(run_to_json(run), "run.json") == run
+
+
+def test_a_run_is_read_with_fields_that_came_before_or_later() -> None:
+    run = RunFile("0123", [{"policy": "LatestN", "n": 2}], config={"rate": 1})
+    values = json.loads(run_to_json(run))
+    later = {k: v for k, v in values.items() if k not in ("format", "check")} | {"later": [1]}
+    before = {k: v for k, v in later.items() if k != "config"}
+
+    assert run_from_json(_dump(later), "run.json") == run
+    assert run_from_json(_dump(before), "run.json") == replace(run, config={})
+    with pytest.raises(RecordError, match=r"run\.json is damaged: TypeError: expected dict"):
+        run_from_json(_dump({**later, "config": [1]}), "run.json")
 
 
 def test_infinities_and_nan_come_back() -> None:

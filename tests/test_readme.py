@@ -1,0 +1,117 @@
+"""The code in the README does what it says there."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ckpt_callbacks as cc
+from ckpt_callbacks import adapters
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def block(holding: str) -> str:
+    """Return the one block of Python in the README that holds a text."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    (found,) = [block for block in blocks if holding in block]
+    return str(found)
+
+
+def save(root: str, state: Any) -> None:
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint(
+            root, save=cc.EveryNSteps(1), keep=cc.LatestN(1) | cc.BestN(1, "score", mode="max")
+        )
+    )
+    with callbacks.run(state) as run:
+        run.on_eval(0, {"score": 1.0})
+        run.on_step(0, run.state)
+
+
+class Buffer:
+    """Of a library that JAX does not know."""
+
+    def __init__(self, fill: float) -> None:
+        self.samples, self.position = jnp.full(4, fill), int(fill)
+
+
+@pytest.fixture
+def _reservoir(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = ModuleType("reservoir")
+    monkeypatch.setattr(library, "Buffer", Buffer, raising=False)
+    monkeypatch.setitem(sys.modules, "reservoir", library)
+    monkeypatch.setattr(adapters, "_registered", [])
+
+
+def comes_back() -> None:
+    save("run", {"buffer": Buffer(3)})
+    state = {"buffer": Buffer(0)}
+
+    cc.restore("run", like=state)
+
+    assert state["buffer"].position == 3
+    assert state["buffer"].samples.tolist() == [3.0] * 4
+    assert list(cc.inspect("run").leaves) == ["buffer/position", "buffer/samples"]
+
+
+@pytest.mark.usefixtures("_reservoir")
+def test_an_adapter_of_your_own() -> None:
+    with pytest.raises(cc.StateMismatch, match="register a StateAdapter"):
+        save("refused", {"buffer": Buffer(3)})
+
+    exec(block("class BufferAdapter"), {"cc": cc})
+
+    comes_back()
+
+
+@pytest.mark.usefixtures("_reservoir")
+def test_a_package_that_brings_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = block("class BufferAdapter").replace("cc.register_adapter(BufferAdapter())", "")
+    (tmp_path / "my_package.py").write_text(code)
+    group, point = adapters.GROUP, 'reservoir = "my_package:BufferAdapter"'
+    assert f"the entry point `{point}`\nin the group `{group}`" in README.read_text()
+    about = tmp_path / "my_package-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: my-package\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{point}\n".replace('"', ""))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(adapters, "_by_module", None)
+
+    comes_back()
+
+    sys.modules.pop("my_package")
+
+
+def test_reading_back(capsys: pytest.CaptureFixture[str]) -> None:
+    def state(value: float, dtype: Any = jnp.float32) -> dict[str, Any]:
+        layer = {"kernel": jnp.full((2, 2), value, dtype), "bias": jnp.full(2, value, dtype)}
+        return {"model": {"body": layer, "head": dict(layer)}, "step": 7}
+
+    save("runs/digits", state(1.0))
+    seen = SimpleNamespace(calls=[])
+
+    def restore(*arguments: Any, **options: Any) -> Any:
+        if "like" in options:
+            options["like"] = state(0.0, jnp.bfloat16 if "dtype" in options else jnp.float32)
+        seen.calls.append(cc.restore(*arguments, **options))
+        return seen.calls[-1]
+
+    library = SimpleNamespace(restore=restore, inspect=cc.inspect)
+    exec(block("as_numpy=True"), {"cc": library, "state": None})
+
+    best, some, cast, arrays = seen.calls
+    assert jax.tree.all(jax.tree.map(np.array_equal, best, state(1.0)))
+    body, head = some["model"]["body"], some["model"]["head"]
+    assert (float(body["kernel"].sum()), float(head["kernel"].sum())) == (4.0, 0.0)
+    assert not body["bias"].any()
+    assert cast["model"]["body"]["bias"].dtype == jnp.bfloat16
+    assert float(cast["model"]["body"]["bias"][0]) == 1.0
+    assert isinstance(arrays["model"]["head"]["kernel"], np.ndarray)
+    assert "├─ model" in capsys.readouterr().out
