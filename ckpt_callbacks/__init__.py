@@ -64,6 +64,7 @@ from ckpt_callbacks.schedule import (
 
 if TYPE_CHECKING:
     from ckpt_callbacks.adapters import StateAdapter, register_adapter
+    from ckpt_callbacks.adoption import adopt
     from ckpt_callbacks.inspection import Inspection, inspect
     from ckpt_callbacks.reading import Weights, restore
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
@@ -117,6 +118,7 @@ __all__ = [
     "Summary",
     "UsageError",
     "Weights",
+    "adopt",
     "checkpoints",
     "find",
     "hookimpl",
@@ -134,6 +136,7 @@ __all__ = [
 _LATER = {
     "adapters": ("StateAdapter", "register_adapter"),
     "inspection": ("Inspection", "inspect"),
+    "adoption": ("adopt",),
     "reading": ("Weights", "restore"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
     "requests": ("pin", "report_metrics", "sync", "unpin"),

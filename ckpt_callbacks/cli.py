@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ckpt_callbacks.adoption import adopt
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CkptCallbacksError
 from ckpt_callbacks.report import summarize, why
@@ -86,6 +87,19 @@ def pin_command(directory: Path, step: int) -> None:
 def unpin_command(directory: Path, step: int) -> None:
     """Leave STEP in DIRECTORY to the policy again."""
     _ask(unpin, directory, step)
+
+
+@main.command(name="adopt")
+@click.argument("source", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--step", "steps", type=int, multiple=True, help="Only this one; may be repeated.")
+def adopt_command(source: Path, directory: Path, steps: tuple[int, ...]) -> None:
+    """Take the checkpoints of SOURCE, a directory of Orbax, into the run directory DIRECTORY."""
+    try:
+        taken = adopt(source, directory, steps=steps or None)
+    except CkptCallbacksError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"took {', '.join(map(str, taken)) or 'nothing, since all is there'}")
 
 
 @main.command(name="sync")

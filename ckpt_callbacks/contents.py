@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from ckpt_callbacks import orbax_io
+from ckpt_callbacks import beside, orbax_io
 from ckpt_callbacks.leaves import DType, Leaf, Note, decode, found, leaf_of, loses_bits
 from ckpt_callbacks.manifest import verify
-from ckpt_callbacks.paths import Path, dotted
+from ckpt_callbacks.paths import STATES, Path, dotted
 from ckpt_callbacks.record import File
-from ckpt_callbacks.state import ROOT, names_of
+from ckpt_callbacks.state import ROOT, children, leaves_of, names_of
 
 __all__ = ["Contents", "Stored", "key_of"]
-
-_ROOTS_OF_OTHERS = (orbax_io.WHOLE, "default", "items")
-"""Items that hold a whole state in checkpoints of Orbax itself (v0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +24,8 @@ class Stored:
 
     Args:
         item: the folder that it is in.
-        meta: Orbax's metadata of it.
-        note: ours.
+        meta: Orbax's metadata of it, or the leaf itself if another library has read it.
+        note: what it was before it was stored.
         leaf: what it was in the state.
     """
 
@@ -43,7 +40,7 @@ class Contents:
 
     Args:
         path: the checkpoint.
-        tops: the names at the top of the state that it is for: in a checkpoint of others they say
+        like: the state that it is for, if there is one: in a checkpoint of others its names say
             whether an item is a part of the state or all of it.
         choose: returns the items to look at, of those that there are; all of them if not given.
         files: the record of its files: none is read before it was checked.
@@ -51,22 +48,25 @@ class Contents:
     Raises:
         CorruptCheckpoint: a file is damaged; the message names it.
         CheckpointNotFound: as `choose` has it.
+        ConfigError, StateMismatch: as `beside.values_of` has it.
     """
 
     def __init__(
         self,
         path: FilePath,
-        tops: Collection[str] = (),
+        like: Any = None,
         choose: Callable[[list[str]], Collection[str]] | None = None,
         files: Mapping[str, File] | None = None,
     ) -> None:
         self.path = path
         verify(path, files or {}, only=())
         about = orbax_io.metadata(path)
-        self.ours = "run" in about
-        notes: Mapping[str, Note] = about.get("leaves", {}) if self.ours else {}
+        notes = about.get("leaves") if "run" in about else None
+        self.ours = ours = isinstance(notes, dict)
+        parts: Mapping[str, Any] = {} if ours or like is None else children(like)
+        self._wanted = frozenset(leaves_of(like)) if parts else frozenset()
         folders = orbax_io.item_names(path)
-        self._root = ROOT if self.ours else _root(path, folders, tops)
+        self._root = ROOT if ours else _root(path, folders, parts.keys(), files or {})
         names = {ROOT if folder == self._root else folder: folder for folder in folders}
         self.folders = [names[n] for n in (choose(sorted(names)) if choose else names)]
         verify(path, files or {}, None if orbax_io.WHOLE in self.folders else self.folders)
@@ -75,15 +75,36 @@ class Contents:
             for folder, tree in orbax_io.describe(path, self.folders).items()
             if tree is not None
         }
+        if not isinstance(notes, dict):
+            notes = {
+                f"{folder}.{name}": {"key": impl}
+                for folder in self._trees
+                for name, impl in orbax_io.key_impls(path / folder).items()
+            }
         self.leaves: dict[Path, Stored] = {}
-        for folder in self.folders:
-            if folder not in self._trees:
+        self._values: dict[Path, Any] = {}
+        for folder in [f for f in self.folders if f not in self._trees]:
+            part = like if folder == self._root else parts.get(folder)
+            if ours:
                 leaf = Leaf("files", _processes(path / folder))
                 self.leaves[(folder,)] = Stored(folder, None, None, leaf)
+            elif like is None or part is not None:  # else it was kept beside the state
+                self._look_into(folder, part)
         for folder, below, meta in self._walk():
             note = notes.get(dotted((folder, *below)))
             leaf = found(meta, note, on_device=orbax_io.is_on_device(meta))
             self.leaves[self._state_path(folder, below)] = Stored(folder, meta, note, leaf)
+
+    def _look_into(self, folder: str, part: Any) -> None:
+        """Take in an item that is no tree; `part` is what the state has for it."""
+        values = beside.values_of(self.path / folder, part)
+        if values is None:
+            leaf = Leaf("files", _processes(self.path / folder))
+            self.leaves[(folder,)] = Stored(folder, None, None, leaf)
+        for below, value in (values or {}).items():
+            at = self._state_path(folder, below)
+            self._values[at] = value
+            self.leaves[at] = Stored(folder, value, None, leaf_of(value) or Leaf("files"))
 
     def load(self, wanted: Mapping[Path, Any], dtype: DType, *, numpy: bool) -> dict[Path, Any]:
         """Read the leaves that `wanted` names, each into the place that its value says.
@@ -118,6 +139,10 @@ class Contents:
         return {
             at: _finished(flat[folder][i], self.leaves[at], wanted[at], dtype, numpy=numpy)
             for at, (folder, i) in asked.items()
+        } | {
+            at: _finished(value, self.leaves[at], wanted[at], dtype, numpy=numpy)
+            for at, value in self._values.items()
+            if at in wanted
         }
 
     def template(self) -> dict[Path, Any]:
@@ -145,9 +170,10 @@ class Contents:
                 yield folder, names_of(keys), meta
 
     def _state_path(self, folder: str, path: Path) -> Path:
-        if not self.ours and path[-1:] == ("value",):
-            path = path[:-1]  # as a saved `nnx.State` has it
-        return path if folder == self._root else (folder, *path)
+        at = path if folder == self._root else (folder, *path)
+        if at[-1:] == ("value",) and at not in self._wanted and at[:-1] in self._wanted:
+            return at[:-1]  # an `nnx.State` that others saved has this level
+        return at
 
 
 def key_of(path: Path, leaf: Leaf) -> Path:
@@ -163,13 +189,26 @@ def _processes(folder: FilePath) -> tuple[int, ...]:
     return tuple({int(name[1]) for name in names if name})
 
 
-def _root(path: FilePath, folders: list[str], tops: Collection[str]) -> str | None:
-    """Return the item in a checkpoint of others that holds the whole state, if there is one."""
+def _root(
+    path: FilePath, folders: list[str], tops: Collection[str], files: Mapping[str, File]
+) -> str | None:
+    """Return the item in a checkpoint of others that holds the whole state, if there is one.
+
+    An item that has the name of a part of the state is that part, unless all parts are in it.
+    """
     trees = [folder for folder in folders if orbax_io.is_tree(path / folder)]
-    alone = trees if len(trees) == 1 else []
-    return next(
-        (f for f in (*_ROOTS_OF_OTHERS, ROOT, *alone) if f in trees and f not in tops), None
-    )
+    states = [*trees, *(f for f in folders if beside.equinox_file(path / f))]
+    alone = states if tops and len(states) == 1 else []
+
+    def holds_all(folder: str) -> bool:
+        if folder not in trees:
+            return False
+        verify(path, files, [folder])
+        tree = orbax_io.describe(path, [folder])[folder]
+        return set(tops) <= children(tree).keys()
+
+    candidates = [f for f in (orbax_io.WHOLE, *STATES) if f in states] + alone
+    return next((f for f in candidates if f not in tops or holds_all(f)), None)
 
 
 def _target(stored: Stored, wanted: Any, dtype: DType, *, numpy: bool) -> Any:

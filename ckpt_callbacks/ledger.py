@@ -22,7 +22,16 @@ from ckpt_callbacks.errors import CheckpointNotFound, RecordError, UsageError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.plan import Action
 from ckpt_callbacks.policy import Candidate, KeepPolicy
-from ckpt_callbacks.record import Change, Copy, File, Gone, Record, RunFile, record_to_json
+from ckpt_callbacks.record import (
+    ADOPTED,
+    Change,
+    Copy,
+    File,
+    Gone,
+    Record,
+    RunFile,
+    record_to_json,
+)
 from ckpt_callbacks.retention import Decision, policy_to_json
 from ckpt_callbacks.situation import Situation, candidate, is_waiting
 from ckpt_callbacks.stores import Checkpoint, Known, Listing, Overview, Rank
@@ -225,9 +234,16 @@ class Ledger:
             )
             self._evicted.discard(step)
 
-    def adopt(self, step: int, files: Mapping[str, File]) -> None:
-        """A checkpoint of this run was found whose record is gone."""
-        self._write(Record(step, "complete", self.run_id, self._now(), files=files))
+    def adopt(
+        self,
+        step: int,
+        files: Mapping[str, File],
+        metrics: Mapping[str, float] | None = None,
+        saved: float | None = None,
+    ) -> None:
+        """A checkpoint of this run was found whose record is gone, or comes from elsewhere."""
+        when = self._now() if saved is None else saved
+        self._write(Record(step, "complete", self.run_id, when, metrics or {}, files=files))
 
     def reported(self, step: int, metrics: Mapping[str, float]) -> None:
         """All metrics up to a step that is being saved are logged, and these are its own.
@@ -474,7 +490,7 @@ class Ledger:
         known, old = self._run.change, list(self._run.policy)
         if not (readable := self.situation.readable):
             return None
-        if old == spec:
+        if old == spec or self._run.status == ADOPTED:  # that policy was nobody's choice
             return known
         earlier = [leaf for leaf in known.policy if leaf not in old] if known else []
         return Change([*earlier, *old], max(r.step for r in readable))

@@ -14,7 +14,17 @@ from pathlib import Path
 from ckpt_callbacks.errors import CorruptCheckpoint
 from ckpt_callbacks.record import File
 
-__all__ = ["damage", "digest_of", "files_in", "fsync", "link_tree", "seal", "tree_digest", "verify"]
+__all__ = [
+    "damage",
+    "digest_of",
+    "files_in",
+    "fsync",
+    "link_tree",
+    "seal",
+    "settle",
+    "tree_digest",
+    "verify",
+]
 
 _CHUNK = 1 << 20
 
@@ -61,9 +71,15 @@ def seal(root: Path) -> dict[str, File]:
 
     Read-only because copies in local stores are hard links to the same bytes.
     """
-    files: dict[str, File] = {}
     for path in files_in(root):
         path.chmod(0o444)
+    return settle(root)
+
+
+def settle(root: Path) -> dict[str, File]:
+    """Make a committed checkpoint durable, and return its files, whose modes stay."""
+    files: dict[str, File] = {}
+    for path in files_in(root):
         fsync(path)
         size = path.stat().st_size
         files[path.relative_to(root).as_posix()] = File(size, digest_of(path))

@@ -22,7 +22,6 @@ def check_same(
     *,
     dtype: DType = "saved",
     numpy: bool = False,
-    ours: bool = True,
 ) -> None:
     """Compare the leaves of a state with those of a checkpoint.
 
@@ -32,8 +31,6 @@ def check_same(
         where: how the checkpoint is called in the message.
         dtype: whether dtypes may differ; see `restore`.
         numpy: whether arrays are read into the host's memory only.
-        ours: whether the checkpoint says of every leaf what it was. That of somebody else does
-            not tell typed keys from raw ones.
 
     Raises:
         StateMismatch: leaves are missing, extra, or of another shape, dtype, or kind, or can not
@@ -46,7 +43,7 @@ def check_same(
         if there := checkpoint.get(path):
             here = leaf_of(state[path])
             assert here  # noqa: S101  # for the type checker: `check` was called
-            problem = _kinds(here, there, dtype, ours=ours) or (
+            problem = _kinds(here, there, dtype) or (
                 None if numpy else _places(state[path], there, dtype)
             )
             problems += [f"{show(path)}: {problem}"] if problem else []
@@ -68,7 +65,7 @@ def check_same(
         )
 
 
-def _kinds(here: Leaf, there: Leaf, dtype: DType, *, ours: bool) -> str | None:
+def _kinds(here: Leaf, there: Leaf, dtype: DType) -> str | None:
     """Return what is wrong with reading `there` where the state has `here`."""
     kinds = {here.kind, there.kind}
     problem: str | None = _sides(here, there)
@@ -81,10 +78,6 @@ def _kinds(here: Leaf, there: Leaf, dtype: DType, *, ours: bool) -> str | None:
             problem = f"shape {here.shape} in the state, {there.shape} in the checkpoint{hint}"
         elif kinds != {"key"} and dtype != "error":
             problem = None
-    elif kinds == {"key", "array"} and not ours:
-        # Whether it holds keys is only known once it was read.
-        stored = here if here.kind == "array" else there
-        problem = None if stored.dtype == "uint32" else problem
     elif "key" in kinds:
         problem = f"{problem}: typed and raw keys are not the same (see `jax.random.wrap_key_data`)"
     return problem if here != there else None

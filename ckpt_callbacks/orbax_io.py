@@ -8,6 +8,7 @@ and raises a failure once.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ __all__ = [
     "is_on_device",
     "is_tree",
     "item_names",
+    "key_impls",
     "load",
     "metadata",
     "preservation_context",
@@ -109,13 +111,21 @@ def item_names(path: Path) -> list[str]:
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether a folder is a checkpoint that was committed, by whatever version."""
-    return is_tree(path) or (path / "_CHECKPOINT_METADATA").is_file()
+    if is_tree(path) or (path / "_CHECKPOINT_METADATA").is_file():
+        return True
+    # An old version has written no such file, only the items; and steps are no items.
+    return any(is_tree(p) and not p.name.isdecimal() for p in path.glob("*"))
 
 
 def steps(root: Path) -> dict[int, Path]:
-    """Return the checkpoints in a directory of Orbax's own managers, by ascending step."""
-    found = [p for p in root.iterdir() if p.name.isdecimal()] if root.is_dir() else []
-    return {int(p.name): p for p in sorted(found, key=lambda p: int(p.name)) if is_checkpoint(p)}
+    """Return the checkpoints in a directory of Orbax's own managers, by ascending step.
+
+    The managers may have been told to put a prefix and zeros before the number.
+    """
+    there = [p for p in root.iterdir() if is_checkpoint(p)] if root.is_dir() else []
+    plain = {int(p.name): p for p in there if p.name.isdecimal()}
+    prefixed = {int(m[1]): p for p in there if (m := re.fullmatch(r".*_(\d+)", p.name))}
+    return dict(sorted((plain or prefixed).items()))
 
 
 def is_tree(folder: Path) -> bool:
@@ -140,6 +150,20 @@ def describe(path: Path, names: Iterable[str]) -> dict[str, Any]:
         return found
 
     return {name: tree(name) if is_tree(path / name) else None for name in names}
+
+
+def key_impls(folder: Path) -> dict[str, str]:
+    """Return the implementations of the typed PRNG keys in a tree, by dotted path.
+
+    Orbax (0.12) shows them in none of its metadata, and has them in these files only.
+    """
+    impls: dict[str, str] = {}
+    for path in sorted(folder.glob("array_metadatas/process_*")):
+        for entry in json.loads(path.read_text(encoding="utf-8"))["array_metadatas"]:
+            about = entry["array_metadata"]
+            if impl := (about.get("ext_metadata") or {}).get("random_key_impl"):
+                impls[about["param_name"]] = impl
+    return impls
 
 
 def is_on_device(meta: Any) -> bool:

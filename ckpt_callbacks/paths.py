@@ -8,8 +8,11 @@ from collections.abc import Collection, Iterable
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.payload import WEIGHTS
 
-__all__ = ["Path", "Selection", "dotted", "show"]
+__all__ = ["STATES", "Path", "Selection", "dotted", "show"]
 
+STATES = ("state", "default", "items")
+"""Items that may hold more than the part of the state that has their name: ours for leaves that are
+no container of their own, and Orbax's (v1, and v0) for a whole state."""
 Path = tuple[str, ...]
 """Names from the root of the state to a leaf."""
 
@@ -69,8 +72,7 @@ class Selection:
         absent: list[str] = []
         for pattern in self._meant(items):
             top = _regex(pattern.split("/")[0])
-            # Leaves that are no container of their own are in the item `state`.
-            found = {i for i in items if top.match(i)} or {i for i in items if i == "state"}
+            found = {i for i in items if top.match(i)} or {i for i in items if i in STATES}
             chosen |= found
             absent += [] if found else [pattern]
         if absent:

@@ -19,7 +19,7 @@ from ckpt_callbacks.errors import (
     ConfigError,
     CorruptCheckpoint,
 )
-from ckpt_callbacks.leaves import DType, Leaf, leaf_of
+from ckpt_callbacks.leaves import DType, leaf_of
 from ckpt_callbacks.manifest import verify as check_files
 from ckpt_callbacks.matching import check_same
 from ckpt_callbacks.paths import Path as Names
@@ -90,7 +90,8 @@ def restore(
     Args:
         source: a run directory, the folder of a single checkpoint, or an address in a tracker,
             such as `mlflow:/digits@best`; then nothing need be on this disk. Checkpoints that
-            Orbax wrote for others, and directories of its `CheckpointManager`, do too.
+            Orbax wrote for others, and directories of its `CheckpointManager` and `Checkpointer`,
+            do too; an item that Equinox wrote (`*.eqx`) needs its module in `like`.
         like: a live state of the same structure, or an abstract one, whose arrays are
             `jax.ShapeDtypeStruct`, as `nnx.eval_shape`, `eqx.filter_eval_shape` and
             `jax.eval_shape` make it. Objects of frameworks in it, such as Flax NNX modules, are
@@ -307,16 +308,13 @@ def read(
     was checked. The arguments are those of `restore`.
     """
     ours = leaves_of(like)
-    tops = {at[0] for at in ours if at}
-    contents = _contents(path, tops, only, files)
+    contents = _contents(path, like, only, files)
     wanted = {_key(at, value): at for at, value in ours.items()}
     there = contents.leaves
     if only is not None:
         chosen = only.of({*wanted, *there})
         wanted = {key: at for key, at in wanted.items() if key in chosen}
         there = {key: stored for key, stored in there.items() if key in chosen}
-    elif not contents.ours:  # what Orbax, or its users, keep beside a state
-        there = {k: s for k, s in there.items() if s.leaf.kind != "files" or k in wanted}
     targets = {key: ours[at] for key, at in wanted.items()}
     check_same(
         targets,
@@ -324,34 +322,27 @@ def read(
         str(path),
         dtype=dtype,
         numpy=as_numpy,
-        ours=contents.ours,
     )
     loaded = contents.load(targets, dtype, numpy=as_numpy)
-    if not (contents.ours or as_numpy):
-        check_same(targets, _read(loaded), str(path))
     restored: S = apply(like, {wanted[key]: value for key, value in loaded.items()})
     return restored
 
 
 def _contents(
     path: Path,
-    tops: Collection[str],
+    like: Any,
     only: Selection | None,
     files: Mapping[str, File] | None,
 ) -> Contents:
     def choose(names: list[str]) -> Collection[str]:
         return names if only is None else only.items(names, str(path))
 
-    return Contents(path, tops, choose, files)
+    return Contents(path, like, choose, files)
 
 
 def _key(path: Names, value: Any) -> Names:
     leaf = leaf_of(value)
     return key_of(path, leaf) if leaf else path
-
-
-def _read(loaded: Mapping[Names, Any]) -> dict[Names, Leaf]:
-    return {key: leaf for key, value in loaded.items() if (leaf := leaf_of(value))}
 
 
 def read_freely(
@@ -362,11 +353,15 @@ def read_freely(
     as_numpy: bool = False,
 ) -> dict[str, Any]:
     """Return what the checkpoint at `path` holds as nested dicts; see `read`."""
-    contents = _contents(path, (), only, files)
+    contents = _contents(path, None, only, files)
     targets = contents.template()
     if only is not None:
         chosen = only.of(targets.keys())
         targets = {key: value for key, value in targets.items() if key in chosen}
+    if not targets:
+        raise CheckpointNotFound(
+            f"{path} holds nothing that can be read without like= ({', '.join(contents.folders)})"
+        )
     nested: dict[str, Any] = {}
     for key, value in contents.load(targets, "saved", numpy=as_numpy).items():
         put(nested, key, value)
@@ -390,7 +385,7 @@ def read_alone(path: Path, like: Any, files: Mapping[str, File], preferred: Coll
     items = orbax_io.item_names(path)
     names = [name for name in items if name in preferred] or items
     if like is None:
-        found = read_freely(path, files, Selection(names))
+        found = read_freely(path, files, None if names == items else Selection(names))
         return found[names[0]] if len(names) == 1 and names[0] in found else found
     tops = {at[0] for at in leaves_of(like) if at}
     if len(names) == 1 and not tops & set(items):

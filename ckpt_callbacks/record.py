@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 from ckpt_callbacks.errors import NewerFormat, RecordError
 
 __all__ = [
+    "ADOPTED",
     "FORMAT",
     "Change",
     "Copy",
@@ -31,6 +32,8 @@ __all__ = [
     "run_to_json",
 ]
 
+ADOPTED = "adopted"
+"""Status of a run whose checkpoints all come from elsewhere, before its first loop."""
 FORMAT = 1
 """Version of the files on disk. A newer one is refused, an older one is read."""
 
@@ -136,7 +139,7 @@ class RunFile:
     rewound: int | None = None
     """Step that the run went back to, -1 for the start, until its metrics are marked."""
     status: str = "running"
-    """How the last process left the loop, as in `RunEnded`."""
+    """How the last process left the loop, as in `RunEnded`; `adopted` if none was in it yet."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The hyper-parameters that the loop was last given, JSON values by name."""
 

@@ -101,7 +101,8 @@ def _adopt(ledger: Ledger) -> None:
     if foreign:
         raise ConfigError(
             f"{directory.root} holds checkpoints that were not saved by ckpt_callbacks "
-            f"(steps {', '.join(map(str, foreign))}): choose another directory"
+            f"(steps {', '.join(map(str, foreign))}): choose another directory, into which "
+            "cc.adopt can take them"
         )
 
 

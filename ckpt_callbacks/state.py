@@ -26,6 +26,7 @@ __all__ = [
     "apply",
     "capture",
     "check",
+    "children",
     "is_abstract",
     "item_path",
     "leaves_of",
@@ -136,6 +137,16 @@ def leaves_of(state: Any) -> dict[Path, Any]:
     if not leaves:
         raise StateMismatch(f"the state, a {type(state).__qualname__}, holds nothing to save")
     return leaves
+
+
+def children(state: Any) -> dict[str, Any]:
+    """Return what is at the top level of `state`, by name."""
+    import jax
+
+    adapter = adapter_of(state)
+    node = adapter.capture(state) if adapter else state
+    flat, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    return {names_of(keys)[0]: child for keys, child in flat if keys}
 
 
 def item_path(path: Path, leaf: Any, items: Collection[str]) -> Path:

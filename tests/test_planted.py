@@ -41,6 +41,7 @@ CONTRACT = "contract of trackers: a real MLflow"
 
 WANDB = "W&B's client, against a stand-in for its server"
 
+ADOPTION = "ckpt_callbacks/adoption.py"
 ARTIFACTS = "ckpt_callbacks/artifacts.py"
 REGISTRY = "ckpt_callbacks_mlflow/_registry.py"
 DIRECTORY = "ckpt_callbacks/directory.py"
@@ -246,8 +247,8 @@ BUGS = [
         FILES,
         "test_manifest.py::test_a_sealed_tree_is_on_the_disk",
         MANIFEST,
-        "path.chmod(0o444)\n        fsync(path)",
-        "path.chmod(0o444)",
+        "        fsync(path)\n        size",
+        "        size",
     ),
     Bug(
         "a checkpoint is sealed before Orbax has committed it",
@@ -474,6 +475,30 @@ BUGS = [
         RECOVERY,
         '.get("run") == ledger.run_id:',
         '.get("run") is not None:',
+    ),
+    Bug(
+        "what is adopted has its record only once it is in place",
+        ORBAX,
+        "test_adoption.py::test_killed_and_not_repeated_a_run_goes_on_from_what_is_whole[with_v0]",
+        ADOPTION,
+        "    ledger.adopt(step, files, metrics, saved)\n    whole.rename(directory.path(step))",
+        "    whole.rename(directory.path(step))\n    ledger.adopt(step, files, metrics, saved)",
+    ),
+    Bug(
+        "what is adopted is made read-only, and its source with it",
+        ORBAX,
+        "test_adoption.py::test_a_run_goes_on_from_what_was_adopted[with_v0]",
+        ADOPTION,
+        "import damage, fsync, link_tree, settle",
+        "import damage, fsync, link_tree\nfrom ckpt_callbacks.manifest import seal as settle",
+    ),
+    Bug(
+        "typed keys in checkpoints of others are taken for raw ones",
+        ORBAX,
+        "test_foreign.py::test_without_a_state_the_names_are_those_on_disk[standard]",
+        "ckpt_callbacks/contents.py",
+        "for name, impl in orbax_io.key_impls(path / folder).items()",
+        "for name, impl in {}.items()",
     ),
     Bug(
         "a folder that somebody made where a save goes is removed",
