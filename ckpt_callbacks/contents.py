@@ -9,7 +9,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from ckpt_callbacks import beside, orbax_io
-from ckpt_callbacks.leaves import DType, Leaf, Note, decode, found, leaf_of, loses_bits
+from ckpt_callbacks.leaves import DType, Leaf, Note, decode, found, key_impl, leaf_of, loses_bits
 from ckpt_callbacks.manifest import verify
 from ckpt_callbacks.paths import STATES, Path, dotted
 from ckpt_callbacks.record import File
@@ -68,7 +68,8 @@ class Contents:
         folders = orbax_io.item_names(path)
         self._root = ROOT if ours else _root(path, folders, parts.keys(), files or {})
         names = {ROOT if folder == self._root else folder: folder for folder in folders}
-        self.folders = [names[n] for n in (choose(sorted(names)) if choose else names)]
+        self.items = sorted(names)
+        self.folders = [names[n] for n in (choose(self.items) if choose else self.items)]
         verify(path, files or {}, None if orbax_io.WHOLE in self.folders else self.folders)
         self._trees = {
             folder: tree
@@ -234,8 +235,12 @@ def _finished(loaded: Any, stored: Stored, wanted: Any, dtype: DType, *, numpy: 
     import numpy as np
 
     value = decode(loaded, stored.note)
-    if stored.leaf.kind == "key":
-        return np.asarray(jax.random.key_data(value)) if numpy else value
+    if impl := key_impl(value.dtype) if isinstance(value, jax.Array) else None:
+        to_device = _goes_to_device(stored, wanted, dtype)
+        if not numpy and not (to_device and _is_uncommitted(wanted)):
+            return value
+        data = np.asarray(jax.random.key_data(value))
+        return data if numpy else jax.random.wrap_key_data(jax.numpy.asarray(data), impl=impl)
     if dtype == "cast":
         value = _cast(value, wanted)
     if numpy or not isinstance(value, np.ndarray):

@@ -61,6 +61,7 @@ class Engine:
         hooks: get the events.
         resume: the checkpoint to go on from.
         discard_newer: whether those after it go.
+        compare: raises if the state does not fit a checkpoint, before those after it go.
         training: whether a loop follows; if not, what is there is only brought in order.
         failed: gets step and error of every save that fails.
         sample: seconds between two samples of the machine; `None` for none.
@@ -86,6 +87,7 @@ class Engine:
         *,
         resume: Resume = "last",
         discard_newer: bool = False,
+        compare: Callable[[Path], None] = lambda path: None,
         training: bool = True,
         failed: Callable[[int, BaseException], None] = lambda step, error: None,
         sample: float | None = None,
@@ -118,7 +120,11 @@ class Engine:
             about = partial(info_of, sending=sending, drain_limit=drain_limit)
             infos = [about(directory, ledger.run, s.name, config, ledger.rank) for s in stores]
             repair = partial(copy_from, list(zip(stores, infos, strict=True)))
-            chosen = choose(ledger, resume, discard_newer, repair) if training else ledger.newest()
+            chosen = (
+                choose(ledger, resume, discard_newer, repair, compare)
+                if training
+                else ledger.newest()
+            )
             self.resumed = chosen
             went_back = ledger.run.rewound
             self._log = log = MetricLog(

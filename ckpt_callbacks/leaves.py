@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "encode",
     "found",
     "is_files",
+    "is_function",
     "leaf_of",
     "missing",
     "unsavable",
@@ -89,8 +90,29 @@ def _saves_itself(kind: Any) -> bool:
     return all(iscoroutinefunction(getattr(kind, name, None)) for name in ("save", "load"))
 
 
+def is_function(leaf: Any) -> bool:
+    """Return whether a leaf can be called and, as far as can be seen, holds no arrays."""
+    import jax
+
+    if not callable(leaf) or is_files(leaf):
+        return False
+    if isinstance(leaf, type):
+        return True
+    held = [getattr(leaf, "__dict__", {})]
+    if isinstance(leaf, partial):
+        held += [leaf.args, leaf.keywords]
+    try:
+        return not any(map(_is_array, jax.tree_util.tree_leaves(held)))
+    except Exception:  # it is not for JAX to look into
+        return True
+
+
 def leaf_of(value: Any) -> Leaf | None:
     """Return what a leaf of a state is; `None` for what can not be saved."""
+    import numpy as np
+
+    if isinstance(value, np.ma.MaskedArray):  # of which Orbax would store all but the mask
+        return None
     if _is_array(value):
         kind, dtype = _kind_and_name(value.dtype)
         return Leaf(kind, tuple(value.shape), dtype) if kind else None
@@ -107,9 +129,9 @@ def _kind_and_name(dtype: Any) -> tuple[str, str]:
 
     if impl := key_impl(dtype):
         return "key", impl
-    if np.dtype(dtype).kind in "OUSMm" or dtype in (np.longdouble, np.clongdouble):
-        return "", ""
-    return "array", np.dtype(dtype).name
+    dtype = np.dtype(dtype)
+    odd = dtype.kind in "OUSMm" or dtype in (np.longdouble, np.clongdouble)
+    return ("", "") if odd or issubclass(dtype.type, np.void) else ("array", dtype.name)
 
 
 def found(stored: Any, note: Note | None, *, on_device: bool = False) -> Leaf:
@@ -129,6 +151,8 @@ def found(stored: Any, note: Note | None, *, on_device: bool = False) -> Leaf:
 def unsavable(value: Any) -> str | None:
     """Return why a leaf can not be saved, if so."""
     if leaf_of(value) is None:
+        if callable(value):
+            return f"is a {type(value).__qualname__} that holds arrays, which cannot be saved"
         dtype = getattr(value, "dtype", None)
         what = f"a {type(value).__qualname__}" + (f" of dtype {dtype}" if dtype is not None else "")
         return f"is {what}, which cannot be saved"

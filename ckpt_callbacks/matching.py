@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any
 
 from ckpt_callbacks.errors import StateMismatch
@@ -36,9 +36,7 @@ def check_same(
         StateMismatch: leaves are missing, extra, or of another shape, dtype, or kind, or can not
             be sharded as the state says.
     """
-    missing = [path for path in state if path not in checkpoint]
-    extra = [path for path in checkpoint if path not in state]
-    problems: list[str] = []
+    problems: dict[Path, str] = {}
     for path in state:
         if there := checkpoint.get(path):
             here = leaf_of(state[path])
@@ -46,23 +44,59 @@ def check_same(
             problem = _kinds(here, there, dtype) or (
                 None if numpy else _places(state[path], there, dtype)
             )
-            problems += [f"{show(path)}: {problem}"] if problem else []
+            problems |= {path: f"{show(path)}: {problem}"} if problem else {}
+    missing = [path for path in state if path not in checkpoint]
+    extra = [path for path in checkpoint if path not in state]
     renamed = _renamed(missing, extra, state, checkpoint)
     for old, new in renamed.items():
-        problems.append(
+        problems[old] = problems[new] = (
             f"{show(old)} is called {show(new)} in the state: it holds the same leaves "
             "otherwise, so rename one of them"
         )
+    if state and checkpoint and not renamed and len(missing) == len(state):
+        raise StateMismatch(_strangers(state, checkpoint, where))
     gone = [p for p in missing if not any(_below(p, new) for new in renamed.values())]
     more = [p for p in extra if not any(_below(p, old) for old in renamed)]
-    problems += [f"{text}: not in the checkpoint" for text in _grouped(gone, checkpoint)]
-    problems += [f"{text}: not in the state" for text in _grouped(more, state)]
+    problems |= {p: f"{text}: not in the checkpoint" for p, text in _grouped(gone, checkpoint)}
+    problems |= {p: f"{text}: not in the state" for p, text in _grouped(more, state)}
     if problems:
-        left = len(problems) - _SHOWN
-        shown = problems[:_SHOWN] + [f"… and {left} more"] * (left > 0)
+        lines = list(dict.fromkeys(problems.values()))
+        left = len(lines) - _SHOWN
+        shown = lines[:_SHOWN] + [f"… and {left} more"] * (left > 0)
         raise StateMismatch(
-            f"the state does not fit the checkpoint {where}:\n  " + "\n  ".join(shown)
+            f"the state does not fit the checkpoint {where}:\n  "
+            + "\n  ".join(shown)
+            + _fitting({p[:1] for p in (*state, *checkpoint)}, {p[:1] for p in problems})
         )
+
+
+def _fitting(tops: Set[Path], wrong: Set[Path]) -> str:
+    """Return how to restore what has no problem, if there is any."""
+    if not (right := tops - wrong):
+        return ""
+    names = sorted(map(show, right))
+    if len(wrong) < len(right):
+        names = sorted(f"!{show(top)}" for top in wrong)
+    return f"\nThe rest fits: only={names[0] if len(names) == 1 else names!r} restores that alone"
+
+
+def _strangers(state: Collection[Path], checkpoint: Collection[Path], where: str) -> str:
+    """Return what to say of a state and a checkpoint that have no leaf in common."""
+    here, there = (", ".join(text for _, text in _grouped(p, ())) for p in (state, checkpoint))
+    text = (
+        f"the state has no leaf in common with the checkpoint {where}:\n"
+        f"  the state has {here}\n  the checkpoint has {there}"
+    )
+    for top in sorted({path[0] for path in checkpoint}):
+        if all((top, *path) in checkpoint for path in state):
+            return (
+                f"{text}\nAll of the state is below {top} in the checkpoint: "
+                f"like={{{top!r}: …}} with only={top!r} restores that"
+            )
+    for top in sorted({path[0] for path in state if path}):
+        if all((top, *path) in state for path in checkpoint):
+            return f"{text}\nAll of it is below {top} in the state: restore into that alone"
+    return text
 
 
 def _kinds(here: Leaf, there: Leaf, dtype: DType) -> str | None:
@@ -84,7 +118,10 @@ def _kinds(here: Leaf, there: Leaf, dtype: DType) -> str | None:
 
 
 def _sides(here: Leaf, there: Leaf) -> str:
-    return f"{here} in the state, {there} in the checkpoint"
+    both = f"{here} in the state, {there} in the checkpoint"
+    return (
+        f"{both}: make them with impl={there.dtype!r}" if here.kind == there.kind == "key" else both
+    )
 
 
 def _processes(there: Leaf) -> str | None:
@@ -131,8 +168,9 @@ def _renamed(
         paths: Iterable[Path], others: Mapping[Path, Any], leaf: Callable[[Path], Leaf | None]
     ) -> dict[Path, frozenset[tuple[Path, str]]]:
         tops: dict[Path, set[tuple[Path, str]]] = {}
+        known = _beginnings(others)
         for path in paths:
-            top = _top(path, others)
+            top = _top(path, known)
             tops.setdefault(top, set()).add((path[len(top) :], str(leaf(path))))
         return {top: frozenset(below) for top, below in tops.items()}
 
@@ -148,22 +186,23 @@ def _renamed(
     }
 
 
-def _grouped(paths: Iterable[Path], others: Iterable[Path]) -> Iterable[str]:
+def _grouped(paths: Iterable[Path], others: Iterable[Path]) -> Iterable[tuple[Path, str]]:
     """Yield the highest paths below which nothing is in `others`, and how many leaves they have."""
-    known = list(others)
+    known = _beginnings(others)
     tops: dict[Path, list[Path]] = {}
     for path in paths:
         tops.setdefault(_top(path, known), []).append(path)
     for top, below in tops.items():
-        yield f"{show(top)} ({len(below)} leaves)" if len(below) > 1 else show(below[0])
+        yield top, f"{show(top)} ({len(below)} leaves)" if len(below) > 1 else show(below[0])
 
 
-def _top(path: Path, others: Iterable[Path]) -> Path:
-    """Return the shortest beginning of `path` with which no path of `others` begins."""
-    for length in range(1, len(path)):
-        if not any(other[:length] == path[:length] for other in others):
-            return path[:length]
-    return path
+def _beginnings(paths: Iterable[Path]) -> set[Path]:
+    return {path[:length] for path in paths for length in range(1, len(path) + 1)}
+
+
+def _top(path: Path, known: Set[Path]) -> Path:
+    """Return the shortest beginning of `path` that is none of those known."""
+    return next((path[:n] for n in range(1, len(path)) if path[:n] not in known), path)
 
 
 def _below(path: Path, top: Path) -> bool:

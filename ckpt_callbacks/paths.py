@@ -32,8 +32,8 @@ class Selection:
 
     A pattern is a path such as `model/layers/0`, which stands for all below it too; `*` stands
     for anything within a name, `**` for any number of names, and a leading `!` takes away what
-    the pattern matches. `params` means the weights also where they have another name: `model` or
-    `weights`.
+    the pattern matches. `params` at the top means the weights also where they have another name:
+    `model` or `weights`.
 
     Raises:
         ConfigError: `only` is empty, or holds something else than patterns.
@@ -46,21 +46,37 @@ class Selection:
                 "only must be a path of the state such as 'params' or 'model/layers/*', or several "
                 f"of them, not {only!r}"
             )
-        self._without = [_regex(p[1:]) for p in patterns if p.startswith("!")]
-        self._wanted = [p for p in patterns if not p.startswith("!")] or ["**"]
+        self._without = [p[1:].strip("/") for p in patterns if p.startswith("!")]
+        self._wanted = [p.strip("/") for p in patterns if not p.startswith("!")] or ["**"]
 
     def __str__(self) -> str:
-        return ", ".join(self._wanted)
+        return ", ".join([*self._wanted, *(f"!{p}" for p in self._without)])
 
-    def of(self, paths: Collection[Path]) -> set[Path]:
-        """Return those of `paths` that are chosen."""
-        shown = {path: show(path) for path in paths}
-        wanted = [_regex(p) for p in self._meant(shown.values())]
-        return {
+    def of(self, paths: Collection[Path], where: str, items: Collection[str] = ()) -> set[Path]:
+        """Return those of `paths` that are chosen.
+
+        Raises:
+            CheckpointNotFound: a pattern matches none, or none is left; the message names `where`,
+                and all `items` that are there.
+        """
+        shown = {path: f"{show(path)}/" for path in paths}
+        wanted = {p: _regex(p) for p in _meant(self._wanted, shown.values())}
+        for pattern, regex in wanted.items():
+            if not any(map(regex.match, shown.values())):
+                there = [*shown.values(), *(f"{item}/" for item in items if item != "state")]
+                raise CheckpointNotFound(
+                    f"only: {pattern!r} matches nothing in {where}; {_beside(pattern, there)}"
+                )
+        without = [_regex(p) for p in _meant(self._without, shown.values())]
+        chosen = {
             path
             for path, text in shown.items()
-            if any(p.match(text) for p in wanted) and not any(p.match(text) for p in self._without)
+            if any(p.match(text) for p in wanted.values())
+            and not any(p.match(text) for p in without)
         }
+        if not chosen:
+            raise CheckpointNotFound(f"only: '{self}' leaves nothing of {where}")
+        return chosen
 
     def items(self, items: Collection[str], where: str) -> list[str]:
         """Return the items that may hold what is chosen, by the first name of each pattern.
@@ -68,30 +84,53 @@ class Selection:
         Raises:
             CheckpointNotFound: there is none for one of the patterns; the message names `where`.
         """
+        # Leaves that are no container of their own are in the item `state`.
+        rest = {item for item in items if item in STATES}
         chosen: set[str] = set()
         absent: list[str] = []
-        for pattern in self._meant(items):
-            top = _regex(pattern.split("/")[0])
-            found = {i for i in items if top.match(i)} or {i for i in items if i in STATES}
+        for pattern in _meant(self._wanted, items):
+            top = pattern.split("/")[0]
+            found = {item for item in items if _regex(top).match(f"{item}/")}
+            found |= rest if "*" in top or not found else set()
             chosen |= found
             absent += [] if found else [pattern]
         if absent:
             raise CheckpointNotFound(
                 f"{where} has no item {', '.join(absent)}; it has {', '.join(sorted(items))}"
             )
-        return sorted(chosen)
+        without = [_regex(p) for p in _meant(self._without, items)]
+        return sorted(i for i in chosen if i in rest or not any(p.match(f"{i}/") for p in without))
 
-    def _meant(self, names: Iterable[str]) -> list[str]:
-        """Return the wanted patterns, with `params` replaced by the name the weights have."""
-        tops = {name.split("/")[0] for name in names}
-        if "params" not in self._wanted or "params" in tops:
-            return self._wanted
-        weights = [name for name in WEIGHTS if name in tops] or ["params"]
-        return [p for p in self._wanted if p != "params"] + weights
+
+def _meant(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the patterns, with `params` at the top replaced by the name the weights have."""
+    tops = {name.split("/")[0] for name in names}
+    weights = ["params"] if "params" in tops else [w for w in WEIGHTS if w in tops] or ["params"]
+    meant: list[str] = []
+    for pattern in patterns:
+        top, slash, below = pattern.partition("/")
+        meant += [w + slash + below for w in weights] if top == "params" else [pattern]
+    return meant
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    """Return what matches a path, and all paths below it."""
-    parts = re.split(r"(\*\*|\*)", pattern.strip("/"))
-    text = "".join({"**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in parts)
-    return re.compile(rf"{text}(/.*)?\Z", re.DOTALL)
+    """Return what matches a path that ends with a slash, and all paths below it."""
+    text = ""
+    for name in pattern.split("/"):
+        any_names = name == "**"
+        text += "(?:[^/]*/)*" if any_names else re.sub(r"(\\\*)+", "[^/]*", re.escape(name)) + "/"
+    return re.compile(text)
+
+
+def _beside(pattern: str, shown: Iterable[str]) -> str:
+    """Return what there is where a pattern goes astray."""
+    parents = pattern.split("/")
+    below: set[str] = set()
+    while parents and not below:
+        parents.pop()
+        found = [re.match("".join(_regex(p).pattern for p in parents), text) for text in shown]
+        below = {m.string[m.end() :].split("/")[0] for m in found if m} - {""}
+    place = f"below {'/'.join(parents)} there is" if parents else "at the top there is"
+    names = sorted(below)
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{place} {', '.join(names[:10])}{more}"

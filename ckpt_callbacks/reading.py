@@ -28,10 +28,10 @@ from ckpt_callbacks.policy import Candidate, as_step
 from ckpt_callbacks.record import File, Record
 from ckpt_callbacks.recovery import copy_from
 from ckpt_callbacks.retention import policy_from_json, promote
-from ckpt_callbacks.state import apply, leaves_of, put
+from ckpt_callbacks.state import ROOT, apply, leaves_of, put
 from ckpt_callbacks.stores import Store
 
-__all__ = ["Reader", "Weights", "read", "read_alone", "read_freely", "restore", "visit"]
+__all__ = ["Reader", "Weights", "compare", "read", "read_alone", "read_freely", "restore", "visit"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
@@ -307,12 +307,36 @@ def read(
     Leaves are compared before any array is read, and nothing is read of a file before its digest
     was checked. The arguments are those of `restore`.
     """
+    contents, targets, wanted = _matched(path, like, files, only, dtype, as_numpy=as_numpy)
+    loaded = contents.load(targets, dtype, numpy=as_numpy)
+    restored: S = apply(like, {wanted[key]: value for key, value in loaded.items()})
+    return restored
+
+
+def compare(path: Path, like: Any) -> None:
+    """Raise StateMismatch if the state `like` does not fit the checkpoint at `path`."""
+    _matched(path, like, None, None, "saved", as_numpy=False)
+
+
+def _matched(
+    path: Path,
+    like: Any,
+    files: Mapping[str, File] | None,
+    only: Selection | None,
+    dtype: DType,
+    *,
+    as_numpy: bool,
+) -> tuple[Contents, dict[Names, Any], dict[Names, Names]]:
+    """Return a checkpoint, the leaves of `like` that it has, and their paths there.
+
+    Both are by the path in the checkpoint.
+    """
     ours = leaves_of(like)
     contents = _contents(path, like, only, files)
     wanted = {_key(at, value): at for at, value in ours.items()}
     there = contents.leaves
     if only is not None:
-        chosen = only.of({*wanted, *there})
+        chosen = only.of({*wanted, *there}, str(path), contents.items)
         wanted = {key: at for key, at in wanted.items() if key in chosen}
         there = {key: stored for key, stored in there.items() if key in chosen}
     targets = {key: ours[at] for key, at in wanted.items()}
@@ -323,9 +347,7 @@ def read(
         dtype=dtype,
         numpy=as_numpy,
     )
-    loaded = contents.load(targets, dtype, numpy=as_numpy)
-    restored: S = apply(like, {wanted[key]: value for key, value in loaded.items()})
-    return restored
+    return contents, targets, wanted
 
 
 def _contents(
@@ -355,13 +377,13 @@ def read_freely(
     """Return what the checkpoint at `path` holds as nested dicts; see `read`."""
     contents = _contents(path, None, only, files)
     targets = contents.template()
-    if only is not None:
-        chosen = only.of(targets.keys())
-        targets = {key: value for key, value in targets.items() if key in chosen}
     if not targets:
         raise CheckpointNotFound(
             f"{path} holds nothing that can be read without like= ({', '.join(contents.folders)})"
         )
+    if only is not None:
+        chosen = only.of(targets.keys(), str(path), contents.items)
+        targets = {key: value for key, value in targets.items() if key in chosen}
     nested: dict[str, Any] = {}
     for key, value in contents.load(targets, "saved", numpy=as_numpy).items():
         put(nested, key, value)
@@ -388,9 +410,9 @@ def read_alone(path: Path, like: Any, files: Mapping[str, File], preferred: Coll
         found = read_freely(path, files, None if names == items else Selection(names))
         return found[names[0]] if len(names) == 1 and names[0] in found else found
     tops = {at[0] for at in leaves_of(like) if at}
-    if len(names) == 1 and not tops & set(items):
+    if names != [ROOT] and len(names) == 1 and not tops & set(items):
         return read(path, {names[0]: like}, files, Selection(names))[names[0]]  # that item alone
-    return read(path, like, files, Selection(tops & set(items)) if tops & set(items) else None)
+    return read(path, like, files, Selection(tops) if tops & set(items) else None)
 
 
 def _resolve(directory: RunDirectory, which: int | str) -> Record:

@@ -106,7 +106,13 @@ def _adopt(ledger: Ledger) -> None:
         )
 
 
-def choose(ledger: Ledger, resume: Resume, discard_newer: bool, repair: Repair) -> Record | None:
+def choose(
+    ledger: Ledger,
+    resume: Resume,
+    discard_newer: bool,
+    repair: Repair,
+    compare: Callable[[Path], None] = lambda path: None,
+) -> Record | None:
     """Return the checkpoint to go on from.
 
     Its files are checked; a damaged one is repaired from another true copy. Without such a copy
@@ -116,6 +122,7 @@ def choose(ledger: Ledger, resume: Resume, discard_newer: bool, repair: Repair) 
         CheckpointNotFound: there is no such step.
         CorruptCheckpoint: the step that was named is damaged everywhere.
         UsageError: it is older than the newest, and `discard_newer` is not given.
+        StateMismatch: newer ones are to go, and the state does not fit it.
     """
     newest = ledger.newest()
     if newest is None:
@@ -134,6 +141,7 @@ def choose(ledger: Ledger, resume: Resume, discard_newer: bool, repair: Repair) 
             raise UsageError(_choices(ledger, step, newer))
         if chosen:
             _ensure_whole(ledger, chosen, repair)
+            compare(ledger.directory.path(step))
         where = f"step {step}" if chosen else "the start"
         logger.warning("going back to %s: steps %s go", where, ", ".join(map(str, newer)))
         ledger.discard(newer, f"discarded: the run went back to {where}")

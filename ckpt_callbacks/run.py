@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -19,14 +20,20 @@ from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.engine import Engine
-from ckpt_callbacks.errors import CkptCallbacksWarning, ConfigError, SaveError, UsageError
+from ckpt_callbacks.errors import (
+    CkptCallbacksWarning,
+    ConfigError,
+    SaveError,
+    StateMismatch,
+    UsageError,
+)
 from ckpt_callbacks.evaluations import Evaluations
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.policy import NEVER, Resume, SaveContext, SavePolicy, as_step
 from ckpt_callbacks.preemption import Preemption
-from ckpt_callbacks.reading import Weights, read
+from ckpt_callbacks.reading import Weights, compare, read
 from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.state import check, is_abstract
 from ckpt_callbacks.stores import Store
@@ -106,6 +113,7 @@ class Run(Generic[S]):
                 self._hooks,
                 resume=self._resume,
                 discard_newer=self._discard_newer,
+                compare=partial(compare, like=self._state),
                 failed=self._save_failed,
                 sample=self._system_metrics,
                 latest=self._latest_step,
@@ -209,7 +217,12 @@ class Run(Generic[S]):
         state = self._state
         if self._engine and (record := self._engine.resumed):
             # Its files were checked when the run was entered.
-            state = read(self._engine.directory.path(record.step), state)
+            path = self._engine.directory.path(record.step)
+            try:
+                state = read(path, state)
+            except StateMismatch as error:
+                error.args = (f"{error}\n{_another_start(path.parent)}",)
+                raise
         elif self._entered:
             state = self._init() if self._init else state
             state = self._start_from.into(state) if self._start_from else state
@@ -524,6 +537,15 @@ class Run(Generic[S]):
         if self._error and here and not self._hooks.calling:
             error, self._error = self._error, None
             raise error
+
+
+def _another_start(root: Path) -> str:
+    """Return what to do where the checkpoint to go on from is of another state."""
+    return (
+        "To train this state from the start, give the run another directory (start_from=cc.Weights("
+        f"{str(root)!r}, only=…) takes over what fits), or resume=None and discard_newer=True, "
+        "which removes the checkpoints in this one"
+    )
 
 
 def _drop(point: tuple[int, Mapping[str, Any]]) -> None:

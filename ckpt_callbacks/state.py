@@ -16,7 +16,15 @@ from typing import Any
 
 from ckpt_callbacks.adapters import adapter_of
 from ckpt_callbacks.errors import StateMismatch
-from ckpt_callbacks.leaves import Note, encode, is_files, missing, unsavable, wanted_type
+from ckpt_callbacks.leaves import (
+    Note,
+    encode,
+    is_files,
+    is_function,
+    missing,
+    unsavable,
+    wanted_type,
+)
 from ckpt_callbacks.paths import Path, dotted, show
 from ckpt_callbacks.payload import WEIGHTS
 
@@ -166,11 +174,17 @@ def names_of(keys: Iterable[Any]) -> Path:
 def _walk(node: Any, path: Path) -> Iterable[tuple[Path, Any]]:
     import jax
 
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf=_is_adapted)[0]:
+    try:
+        flat, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=_is_adapted)
+    except ValueError as error:  # such as keys that have no order
+        raise StateMismatch(
+            f"JAX cannot take {show(path)} apart: {error} Keys of one dict must be of one type"
+        ) from error
+    for keys, leaf in flat:
         at = path + names_of(keys)
         if adapter := adapter_of(leaf):
             yield from _walk(adapter.capture(leaf), at)
-        elif not callable(leaf) or is_files(leaf):
+        elif not is_function(leaf):
             yield at, leaf
 
 
@@ -208,9 +222,10 @@ def _own_items(state: Any, leaves: Mapping[Path, Any]) -> frozenset[str]:
     tops = {path[0] for path, leaf in leaves.items() if len(path) > 1 and not is_files(leaf)}
     if adapter_of(state) and not tops & set(WEIGHTS):
         return frozenset()  # the layers of a lone module
-    # An item is a folder with about seven files, so a model of many layers stays one item.
+    # An item is a folder with about seven files, so a model of many layers stays one item. Weights
+    # are one in any case, so that they can be read and verified alone.
     if len(tops) > _MAX_ITEMS or tops & _RESERVED or not all(map(_ITEM_NAME.fullmatch, tops)):
-        return frozenset()
+        return frozenset(tops & set(WEIGHTS))
     return frozenset(tops)
 
 

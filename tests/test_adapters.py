@@ -135,6 +135,13 @@ def test_a_lone_module_and_many_children_are_one_item() -> None:
     assert check({f"layer{i}": {"w": jnp.ones(2)} for i in range(9)}) == ["state"]
 
 
+def test_weights_are_an_item_of_their_own_beside_many_children() -> None:
+    others = {f"layer{i}": {"w": jnp.ones(2)} for i in range(9)}
+
+    assert check({**others, "params": {"w": jnp.ones(2)}}) == ["params", "state"]
+    assert check({"state": {"a": jnp.ones(2)}, "model": {"w": jnp.ones(2)}}) == ["model", "state"]
+
+
 def test_weights_in_a_lone_object_are_an_item_of_their_own() -> None:
     both = nnx.ModelAndOptimizer(Net(0), optax.adam(0.1))
 

@@ -81,6 +81,7 @@ def test_what_is_missing_is_told(run_directory: Path) -> None:
         "  more: not in the checkpoint",
         "  deep.er: not in the state",
         "  words: not in the state",
+        "The rest fits: only='params' restores that alone",
     ]
 
 
