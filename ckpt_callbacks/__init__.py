@@ -66,9 +66,9 @@ if TYPE_CHECKING:
     from ckpt_callbacks.adapters import StateAdapter, register_adapter
     from ckpt_callbacks.adoption import adopt
     from ckpt_callbacks.inspection import Inspection, inspect
-    from ckpt_callbacks.reading import Weights, restore
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
     from ckpt_callbacks.requests import pin, report_metrics, sync, unpin
+    from ckpt_callbacks.restoring import Weights, restore
     from ckpt_callbacks.run import Run
     from ckpt_callbacks.verification import Problem, verify
 
@@ -137,9 +137,9 @@ _LATER = {
     "adapters": ("StateAdapter", "register_adapter"),
     "inspection": ("Inspection", "inspect"),
     "adoption": ("adopt",),
-    "reading": ("Weights", "restore"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
     "requests": ("pin", "report_metrics", "sync", "unpin"),
+    "restoring": ("Weights", "restore"),
     "run": ("Run",),
     "verification": ("Problem", "verify"),
 }

@@ -19,7 +19,7 @@ from ckpt_callbacks.policy import Resume
 from ckpt_callbacks.stores import Store
 
 if TYPE_CHECKING:
-    from ckpt_callbacks.reading import Weights
+    from ckpt_callbacks.restoring import Weights
     from ckpt_callbacks.run import Run
 
 __all__ = ["Callbacks"]
@@ -129,7 +129,7 @@ class Callbacks:
                 `init` is no function.
         """
         # Here and not above: a script that imports the package may not train.
-        from ckpt_callbacks.reading import Weights
+        from ckpt_callbacks.restoring import Weights
         from ckpt_callbacks.run import Run
 
         is_step = isinstance(resume, int) and not isinstance(resume, bool) and resume >= 0

@@ -18,9 +18,9 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.leaves import Leaf
 from ckpt_callbacks.manifest import files_in
 from ckpt_callbacks.paths import Path, show
-from ckpt_callbacks.reading import visit
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.report import checkpoints, size
+from ckpt_callbacks.sources import visit
 from ckpt_callbacks.stores import Store
 from ckpt_callbacks.tree import draw, measure
 

@@ -33,8 +33,9 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.policy import NEVER, Resume, SaveContext, SavePolicy, as_step
 from ckpt_callbacks.preemption import Preemption
-from ckpt_callbacks.reading import Weights, compare, read
+from ckpt_callbacks.reading import compare, read
 from ckpt_callbacks.report import Summary, summarize
+from ckpt_callbacks.restoring import Weights
 from ckpt_callbacks.state import check, is_abstract
 from ckpt_callbacks.stores import Store
 

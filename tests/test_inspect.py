@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from rich.console import Console
 
 import ckpt_callbacks as cc
-from ckpt_callbacks import inspection, reading
+from ckpt_callbacks import inspection, sources
 from ckpt_callbacks.cli import main
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.leaves import Leaf
@@ -250,7 +250,7 @@ def test_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.copytree(directory.path(1), into, dirs_exist_ok=True)
         return directory.read_records()[1]
 
-    monkeypatch.setattr(reading, "fetch", fetch)
+    monkeypatch.setattr(sources, "fetch", fetch)
     found = cc.inspect("there:/x@best")
 
     assert (found.source, found.step) == ("there:/x@best", 1)

@@ -1,0 +1,188 @@
+"""Where a checkpoint is: in a run directory, elsewhere on this disk, or in a tracker."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from ckpt_callbacks import orbax_io
+from ckpt_callbacks.addresses import fetch, is_address
+from ckpt_callbacks.catalog import info_of, stores_of
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, CorruptCheckpoint
+from ckpt_callbacks.manifest import verify as check_files
+from ckpt_callbacks.paths import Selection
+from ckpt_callbacks.policy import Candidate, as_step
+from ckpt_callbacks.record import Record
+from ckpt_callbacks.recovery import copy_from
+from ckpt_callbacks.retention import policy_from_json, promote
+from ckpt_callbacks.stores import Store
+
+__all__ = ["Reader", "visit"]
+
+logger = logging.getLogger("ckpt_callbacks")
+S = TypeVar("S")
+Reader = Callable[[Path, Record | None], S]
+"""Gets a checkpoint and its record, if it has one, with the files that are yet to be checked."""
+
+
+def visit(
+    owner: str,
+    source: str | os.PathLike[str],
+    which: int | str,
+    reader: Reader[S],
+    only: Selection | None = None,
+    stores: Sequence[Store] | None = None,
+    *,
+    verify: bool = True,
+) -> S:
+    """Return what `reader` makes of a checkpoint; `owner` asks for it.
+
+    The other arguments, and what is raised, are those of `restore`.
+    """
+    if isinstance(source, str) and is_address(source):
+        return _from_tracker(owner, source, reader, which, only, verify=verify)
+    root = Path(source).expanduser().absolute()
+    if not (root / ".ckpt_callbacks").is_dir():
+        return reader(_of_others(root, which), None)
+    directory = RunDirectory(root)
+    which = which if isinstance(which, str) else as_step(owner, which)
+    return _from_run(directory, which, reader, stores, verify=verify)
+
+
+def _from_run(
+    directory: RunDirectory,
+    which: int | str,
+    reader: Reader[S],
+    stores: Sequence[Store] | None,
+    *,
+    verify: bool,
+) -> S:
+    while True:
+        record = _resolve(directory, which)
+        try:
+            state = reader(directory.path(record.step), record if verify else _checked(record))
+        except Exception as error:
+            if not _moved_on(directory, record, which):
+                if not isinstance(error, CorruptCheckpoint):
+                    raise
+                return _from_elsewhere(directory, record, reader, stores, error)
+        else:
+            if not _moved_on(directory, record, which):
+                return state
+
+
+def _of_others(root: Path, which: int | str) -> Path:
+    """Return the checkpoint at `root`, which is one or holds some by their step.
+
+    Raises:
+        ConfigError: it is neither.
+        CheckpointNotFound: it has no such step.
+    """
+    if orbax_io.is_checkpoint(root):
+        return root
+    steps = orbax_io.steps(root)
+    if not steps:
+        raise ConfigError(f"{root} is neither a run directory nor a checkpoint")
+    step = max(steps) if which == "last" else which
+    if step not in steps:
+        there = ", ".join(map(str, steps))
+        raise CheckpointNotFound(
+            f"{root} has no checkpoint {which!r}: it is a directory of Orbax with the steps {there}"
+        )
+    return steps[int(step)]
+
+
+def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool:
+    """Return whether the checkpoint was evicted, or replaced, since `record` was read.
+
+    Raises:
+        CheckpointNotFound: it was, and it was asked for by its step.
+    """
+    now = directory.read_record(record.step)
+    if now and directory.is_readable(now) and now.files == record.files:
+        return False
+    if which == record.step:
+        raise CheckpointNotFound(f"step {which} of {directory.root} was evicted while it was read")
+    return True
+
+
+def _from_elsewhere(
+    directory: RunDirectory,
+    record: Record,
+    reader: Reader[S],
+    stores: Sequence[Store] | None,
+    error: CorruptCheckpoint,
+) -> S:
+    """Read a damaged checkpoint from a store that has a true copy.
+
+    Raises:
+        CorruptCheckpoint: no store has one.
+    """
+    import tempfile
+
+    run = directory.open_run()
+    there = stores_of(run) if stores is None else stores
+    infos = [info_of(directory, run, store.name, None) for store in there]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / str(record.step)
+        if not copy_from(list(zip(there, infos, strict=True)), record, copy):
+            raise error
+        logger.error("%s. It is read from another copy", error)
+        return reader(copy, _checked(record))
+
+
+def _from_tracker(
+    owner: str,
+    address: str,
+    reader: Reader[S],
+    which: int | str,
+    only: Selection | None,
+    *,
+    verify: bool,
+) -> S:
+    import tempfile
+
+    if which != "last":
+        raise ConfigError(f"{owner}: {address} names a checkpoint itself; leave out {which=}")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "checkpoint"
+        copy.mkdir()
+        record = fetch(address, copy, only=only)
+        if verify:  # maybe fewer items than were saved
+            check_files(copy, record.files, orbax_io.item_names(copy))
+        return reader(copy, _checked(record))
+
+
+def _checked(record: Record) -> Record:
+    """Return a record of which no file is yet to be checked."""
+    return replace(record, files={})
+
+
+def _resolve(directory: RunDirectory, which: int | str) -> Record:
+    """Return the record of the checkpoint that is asked for.
+
+    By its step also where another record is damaged, which an alias might have meant.
+    """
+    if not isinstance(which, str):
+        record = directory.read_record(which)
+        if record is None or not directory.is_readable(record):
+            there = ", ".join(map(str, directory.complete_records())) or "none"
+            raise CheckpointNotFound(f"{directory.root} has no step {which}; it has {there}")
+        return record
+    complete = directory.complete_records()
+    run = directory.read_run()
+    policy = policy_from_json(run.policy) if run else None
+    history = [Candidate(s, r.metrics) for s, r in complete.items()]
+    aliases = promote(policy, history) if policy else {}
+    if which not in aliases:
+        there = ", ".join(map(str, complete)) or "none"
+        raise CheckpointNotFound(
+            f"{directory.root} has no checkpoint {which!r}; it has "
+            f"{', '.join(aliases) or 'no aliases'} and steps {there}"
+        )
+    return complete[aliases[which]]
