@@ -580,7 +580,7 @@ BUGS = [
         "test_adapters.py::test_two_leaves_of_one_name_are_refused",
         "ckpt_callbacks/state.py",
         "if (name := dotted(path)) in joined:",
-        "if (name := dotted(path)) in joined and name == show(path):",
+        "if (name := show(path)) in joined:",
     ),
     Bug(
         "a file of the right size counts as whole",
