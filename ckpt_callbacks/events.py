@@ -38,7 +38,7 @@ class RunStarted:
     """First step the loop should take."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Step:
     """The loop finished a step. A plugin gets only those its `every=` asks for."""
 
@@ -47,6 +47,17 @@ class Step:
     """The state as the loop gave it. Its buffers may be donated to the next step."""
     metrics: Mapping[str, Any]
     """As given to `on_step`: values may still be on the device."""
+
+    # As the generated one, in two thirds of its time: there may be one of these a step.
+    def __init__(self, step: int, state: Any, metrics: Mapping[str, Any]) -> None:
+        _set_step(self, step)
+        _set_state(self, state)
+        _set_metrics(self, metrics)
+
+
+_set_step: Any = vars(Step)["step"].__set__
+_set_state: Any = vars(Step)["state"].__set__
+_set_metrics: Any = vars(Step)["metrics"].__set__
 
 
 @dataclass(frozen=True, slots=True)

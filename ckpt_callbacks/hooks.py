@@ -30,11 +30,15 @@ _ON_THE_LOOP = (RunStarted, Eval, RunEnded)
 _NAMES = {name for name in vars(Specs) if name.startswith("on_")}
 
 
+_Call = tuple[Callable[[Any], object], Callable[[BaseException], None]]
+"""A hook of a plugin, and what gets that which it raises."""
+
+
 @dataclass(slots=True)
 class _StepCall:
     """One plugin's `on_step`, and the next step that it wants."""
 
-    call: Callable[[Event], None]
+    call: _Call
     every: int
     due: int = 0
 
@@ -83,6 +87,11 @@ class Hooks:
                 raise ConfigError(_explain(plugin, error)) from error
         self._calls = {name: self._flatten(name) for name in _NAMES}
         self._steps = [_StepCall(call, every) for every, call in self._step_calls()]
+        # Of all steps, if that is what all of them want.
+        self._each = [listener.call for listener in self._steps]
+        if any(listener.every != 1 for listener in self._steps):
+            self._each = []
+        self._stepping = 0
         # One background event at a time, and reentrant: a hook may cause an event.
         self._mutex = threading.RLock()
         self._within = _Within()
@@ -92,12 +101,10 @@ class Hooks:
         calls = self._calls[_hook_name(type(event))]
         if isinstance(event, _ON_THE_LOOP):  # these never wait for a slow background listener
             with self._within:
-                for call in calls:
-                    call(event)
+                _call(calls, event)
         elif calls:
             with self._mutex:
-                for call in calls:
-                    call(event)
+                _call(calls, event)
 
     def first_step(self, step: int) -> int:
         """Begin to count at `step`; return the first step that a plugin wants."""
@@ -107,61 +114,67 @@ class Hooks:
 
     def step(self, event: Step) -> int:
         """Call the plugins that want this step; return the next step that one wants."""
-        following = NEVER
-        with self._within:
+        self._stepping = threading.get_ident()
+        try:
+            if self._each:
+                _call(self._each, event)
+                return event.step + 1
+            following = NEVER
             for listener in self._steps:
                 if event.step >= listener.due:
                     listener.due = (event.step // listener.every + 1) * listener.every
-                    listener.call(event)
+                    _call([listener.call], event)
                 following = min(following, listener.due)
-        return following
+            return following
+        finally:
+            self._stepping = 0
 
     @property
     def calling(self) -> bool:
         """Whether this thread is in a plugin's `on_step` or another hook of the loop."""
-        return self._within.depth > 0
+        return self._stepping == threading.get_ident() or self._within.depth > 0
 
-    def _step_calls(self) -> list[tuple[int, Callable[[Event], None]]]:
+    def _step_calls(self) -> list[tuple[int, _Call]]:
         caller = self._manager.hook.on_step
         impls = reversed(caller.get_hookimpls())
-        return [(getattr(i.function, EVERY, 1), self._guard("on_step", i)) for i in impls]
+        return [(getattr(i.function, EVERY, 1), self._guarded("on_step", i)) for i in impls]
 
-    def _flatten(self, name: str) -> list[Callable[[Event], None]]:
+    def _flatten(self, name: str) -> list[_Call]:
         caller = getattr(self._manager.hook, name)
         impls = list(reversed(caller.get_hookimpls()))
-        if any(i.wrapper or i.hookwrapper for i in impls):
+        if not any(i.wrapper or i.hookwrapper for i in impls):
+            return [self._guarded(name, impl) for impl in impls]
 
-            def through_pluggy(event: Event) -> None:
-                try:
-                    caller(event=event)
-                except Exception:
-                    logger.exception("a plugin failed in %s", name)
+        def failed(error: BaseException) -> None:
+            if not isinstance(error, Exception):
+                raise error
+            logger.error("a plugin failed in %s", name, exc_info=error)
 
-            return [through_pluggy]
-        return [self._guard(name, impl) for impl in impls]
+        return [(lambda event: caller(event=event), failed)]
 
-    def _guard(self, name: str, impl: Any) -> Callable[[Event], None]:
-        function, takes_event = impl.function, bool(impl.argnames)
+    def _guarded(self, name: str, impl: Any) -> _Call:
+        function = impl.function
         who = _plugin_name(impl.plugin)
         critical = getattr(function, CRITICAL, False)
 
-        def call(event: Event) -> None:
-            try:
-                if takes_event:
-                    function(event)
-                else:
-                    function()
-            except Exception as error:
-                logger.exception("plugin %s failed in %s", who, name)
-                if critical:
-                    self._critical(error)
-            except BaseException as error:  # such as SystemExit, which must end no thread of ours
-                if not threading.current_thread().name.startswith(THREADS):
-                    raise
-                logger.exception("plugin %s failed in %s", who, name)
+        def failed(error: BaseException) -> None:
+            mine = threading.current_thread().name.startswith(THREADS)
+            if not isinstance(error, Exception) and not mine:
+                raise error
+            logger.error("plugin %s failed in %s", who, name, exc_info=error)
+            # What is no `Exception`, such as SystemExit, must end no thread of ours.
+            if critical or not isinstance(error, Exception):
                 self._critical(error)
 
-        return call
+        return (function if impl.argnames else lambda event: function()), failed
+
+
+def _call(calls: Iterable[_Call], event: Event) -> None:
+    for function, failed in calls:
+        try:
+            function(event)
+        except BaseException as error:
+            failed(error)
 
 
 def _hook_name(kind: type[Event]) -> str:

@@ -391,8 +391,9 @@ class Run(Generic[S]):
         step, state, metrics, metadata = taken
         if os.getpid() != self._pid:
             return  # a forked child
-        step = as_step("on_step", step)
-        taken = (step, state, metrics, metadata)
+        if type(step) is not int or step < 0:
+            step = as_step("on_step", step)
+            taken = (step, state, metrics, metadata)
         if self._checkpoint and not self._engine:
             raise UsageError("on_step was called outside of the with statement of its run")
         self._raise_stopped()

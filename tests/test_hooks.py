@@ -1,5 +1,6 @@
 """Plugins: what is refused, who is called, and what a failing one does to the others."""
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Iterator
@@ -211,3 +212,13 @@ def test_order_and_threads_are_as_documented(tmp_path: Path) -> None:
             # Another one has taken its place before: on disk, and by name in a store.
             kind = cc.Saved if event.store == "local" else cc.Promoted
             assert any(isinstance(e, kind) and e.step > event.step for e in events[:i])
+
+
+def test_a_step_is_as_frozen_as_other_events() -> None:
+    """Its `__init__` is our own, to be fast."""
+    event = Step(3, {"w": 1}, {"loss": 0.5})
+
+    assert event == Step(step=3, state={"w": 1}, metrics={"loss": 0.5})
+    assert dataclasses.replace(event, step=4).step == 4
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.step = 5  # type: ignore[misc]
