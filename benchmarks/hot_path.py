@@ -1,0 +1,419 @@
+"""What telling of a step costs a training loop, beside pluggy, Keras and reading one metric.
+
+Run it with a Python that has the package, such as the one that `tox run -e py` makes::
+
+    .tox/py/bin/python benchmarks/hot_path.py
+    python benchmarks/hot_path.py --json hot_path.json
+
+`benchmarks/README.md` says what the rows are.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import pluggy
+from rich.console import Console
+from rich.table import Table
+
+import ckpt_callbacks as cc
+import measure
+from ckpt_callbacks import orbax_io, saver
+from ckpt_callbacks.hooks import Hooks
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+CALLS = 1000
+"""Calls in one sample."""
+SCALARS = 256
+"""The same where each call needs metrics of its own."""
+NEVER = 10**9
+SAVES = 15
+PLUGINS = 10
+LISTENERS = 3
+
+Sample = Callable[[], float]
+Samples = dict[str, list[float]]
+pluggy_spec, pluggy_impl = pluggy.HookspecMarker("benchmark"), pluggy.HookimplMarker("benchmark")
+
+
+class Specs:
+    """What the plugins are called with in pluggy's own way."""
+
+    @pluggy_spec
+    def on_step(self, event: cc.Step) -> None:
+        """The loop finished a step."""
+
+    @pluggy_spec
+    def on_saved(self, event: cc.Saved) -> None:
+        """A checkpoint is complete."""
+
+
+class Rare:
+    """A plugin that wants no step of these."""
+
+    @pluggy_impl
+    @cc.hookimpl(every=NEVER)
+    def on_step(self, event: cc.Step) -> None:
+        """Do nothing."""
+
+
+class Eager:
+    """A plugin that wants every step."""
+
+    @pluggy_impl
+    @cc.hookimpl
+    def on_step(self, event: cc.Step) -> None:
+        """Do nothing."""
+
+    @pluggy_impl
+    @cc.hookimpl
+    def on_saved(self, event: cc.Saved) -> None:
+        """Do nothing."""
+
+
+def through_pluggy(plugins: Iterable[object]) -> Any:
+    """Return pluggy's callers of the hooks."""
+    manager = pluggy.PluginManager("benchmark")
+    manager.add_hookspecs(Specs)
+    for plugin in plugins:
+        manager.register(plugin)
+    return manager.hook
+
+
+def per_call(
+    loop: Callable[[Any], object],
+    calls: int = CALLS,
+    prepare: Callable[[range], object] = lambda steps: steps,
+) -> Sample:
+    """Return what takes one sample: the CPU of this thread for each call of a loop.
+
+    The steps ascend from sample to sample. What `prepare` makes of them does not count.
+    """
+    firsts = itertools.count(0, calls)
+
+    def sample() -> float:
+        first = next(firsts)
+        prepared = prepare(range(first, first + calls))
+        begin = time.thread_time_ns()
+        loop(prepared)
+        return (time.thread_time_ns() - begin) / calls / 1e9
+
+    return sample
+
+
+def scalars(steps: range) -> list[jax.Array]:
+    """Return a scalar for each step that is ready on the device, and that nobody has read."""
+    return list(jax.block_until_ready(_scalars(jnp.float32(steps.start))))
+
+
+@jax.jit
+def _scalars(first: jax.Array) -> list[jax.Array]:
+    return [first + i for i in range(SCALARS)]
+
+
+def steps_with_metrics(steps: range) -> list[tuple[int, dict[str, jax.Array]]]:
+    """Return each step with three metrics."""
+    values = zip(scalars(steps), scalars(steps), scalars(steps), strict=True)
+    names = ("loss", "gradient_norm", "learning_rate")
+    return [(s, dict(zip(names, v, strict=True))) for s, v in zip(steps, values, strict=True)]
+
+
+def entered(stack: ExitStack, *plugins: object) -> tuple[cc.Run[Any], Any]:
+    """Return a run in a directory that saves its first step and no other, and its state."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ckpt-callbacks-")))
+    checkpoint = cc.OrbaxCheckpoint(folder / "run", save=cc.EveryNSteps(NEVER), keep=cc.LatestN(1))
+    state = {"params": jnp.zeros((64, 64)), "momentum": jnp.zeros((64, 64))}
+    return stack.enter_context(cc.Callbacks(checkpoint, *plugins).run(state)), state
+
+
+def nothing_due(stack: ExitStack) -> dict[str, Sample]:
+    """Return the samples where no plugin wants the step."""
+    run, state = entered(stack, *(Rare() for _ in range(PLUGINS)))
+    hook = through_pluggy(Rare() for _ in range(PLUGINS))
+    event = cc.Step(0, state, {})  # made once: the least that pluggy can cost
+
+    def ours(steps: Iterable[int]) -> None:
+        for step in steps:
+            run.on_step(step, state)
+
+    def by_pluggy(steps: Iterable[int]) -> None:
+        for _ in steps:
+            hook.on_step(event=event)
+
+    return {"on_step": per_call(ours), "pluggy": per_call(by_pluggy)}
+
+
+def keras() -> dict[str, Sample]:
+    """Return the sample of Keras, if there is one."""
+    if not find_spec("keras"):
+        return {}
+    from keras.callbacks import Callback, CallbackList
+
+    class Idle(Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            """Do nothing."""
+
+    callbacks = CallbackList([Idle() for _ in range(PLUGINS)])
+
+    def by_keras(steps: Iterable[int]) -> None:
+        for step in steps:
+            callbacks.on_train_batch_end(step)
+
+    return {"keras": per_call(by_keras)}
+
+
+def with_metrics(stack: ExitStack) -> dict[str, Sample]:
+    """Return the samples of metrics on the device: told, and read."""
+    run, state = entered(stack, *(Rare() for _ in range(PLUGINS)))
+
+    def ours(told: Iterable[tuple[int, dict[str, jax.Array]]]) -> None:
+        for step, metrics in told:
+            run.on_step(step, state, metrics)
+
+    def by_reading(losses: Iterable[jax.Array]) -> None:
+        for loss in losses:
+            float(loss)
+
+    return {
+        "metrics": per_call(ours, SCALARS, steps_with_metrics),
+        "float": per_call(by_reading, SCALARS, scalars),
+    }
+
+
+def every_step(stack: ExitStack) -> dict[str, Sample]:
+    """Return the samples where every plugin wants every step, whose event is made for it."""
+    run, state = entered(stack, *(Eager() for _ in range(LISTENERS)))
+    hooks = Hooks([Eager() for _ in range(LISTENERS)])
+    hooks.first_step(0)
+    hook = through_pluggy(Eager() for _ in range(LISTENERS))
+    metrics: dict[str, float] = {}
+
+    def ours(steps: Iterable[int]) -> None:
+        for step in steps:
+            hooks.step(cc.Step(step, state, metrics))
+
+    def by_pluggy(steps: Iterable[int]) -> None:
+        for step in steps:
+            hook.on_step(event=cc.Step(step, state, metrics))
+
+    def whole(steps: Iterable[int]) -> None:
+        for step in steps:
+            run.on_step(step, state)
+
+    return {"step": per_call(ours), "step_pluggy": per_call(by_pluggy), "whole": per_call(whole)}
+
+
+def every_checkpoint() -> dict[str, Sample]:
+    """Return the samples of an event that any thread may emit, and that is made for it."""
+    hooks = Hooks([Eager() for _ in range(LISTENERS)])
+    hook = through_pluggy(Eager() for _ in range(LISTENERS))
+    metrics: dict[str, float] = {}
+    path = Path("run")
+
+    def ours(steps: Iterable[int]) -> None:
+        for step in steps:
+            hooks.emit(cc.Saved(step, path, metrics, 1, 1.0))
+
+    def by_pluggy(steps: Iterable[int]) -> None:
+        for step in steps:
+            hook.on_saved(event=cc.Saved(step, path, metrics, 1, 1.0))
+
+    return {"saved": per_call(ours), "saved_pluggy": per_call(by_pluggy)}
+
+
+class Apart:
+    """Adds up the CPU that this thread spends in some functions."""
+
+    def __init__(self) -> None:
+        self.spent = self.calls = 0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, whose time is noted."""
+
+        def timed(*arguments: Any) -> Any:
+            begin = time.thread_time_ns()
+            try:
+                return function(*arguments)
+            finally:
+                self.spent += time.thread_time_ns() - begin
+                self.calls += 1
+
+        return timed
+
+
+def saving() -> Samples:
+    """Return the CPU of the loop's thread at each save of 400 leaves: in all, and our own."""
+    names = [f"layer{i}" for i in range(100)]
+    leaves = {n: {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)} for n in names}
+    state = {"params": leaves, "momentum": jax.tree.map(lambda x: 0 * x, leaves)}
+    found: Samples = {"save": [], "save_own": []}
+    real = saver.capture, orbax_io.save
+    with tempfile.TemporaryDirectory(prefix="ckpt-callbacks-") as folder:
+        checkpoint = cc.OrbaxCheckpoint(folder, save=cc.EveryNSteps(1), keep=cc.LatestN(1))
+        with cc.Callbacks(checkpoint).run(state) as run:
+            for step in range(SAVES + 2):
+                apart = Apart()
+                saver.capture, orbax_io.save = map(apart.around, real)  # type: ignore[assignment]
+                begin = time.thread_time_ns()
+                run.on_step(step, state)
+                spent = time.thread_time_ns() - begin
+                saver.capture, orbax_io.save = real
+                if apart.calls != len(real):
+                    raise RuntimeError("a save did not go through capture and Orbax")
+                run.wait()
+                if step >= 2:  # the first save imports, and the second evicts for the first time
+                    found["save"].append(spent / 1e9)
+                    found["save_own"].append((spent - apart.spent) / 1e9)
+    return found
+
+
+IMPORT = """
+import time
+{}
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):  # of this program alone, as `ru_maxrss` is not
+        print(time.process_time(), 1024 * int(line.split()[1]))
+"""
+
+
+def importing(runs: int) -> tuple[Samples, Samples]:
+    """Return CPU and peak memory of a fresh process that imports, beyond one that does not."""
+    lines = {"bare": "", "import": "import ckpt_callbacks", "import_pluggy": "import pluggy"}
+
+    def fresh(line: str) -> tuple[float, float]:
+        command = [sys.executable, "-c", IMPORT.format(line)]
+        cpu, memory = subprocess.check_output(command, text=True).split()  # noqa: S603
+        return float(cpu), float(memory)
+
+    found = measure.interleaved({n: lambda line=x: fresh(line) for n, x in lines.items()}, runs)
+    beyond = [
+        {
+            n: [of[i] - bare[i] for of, bare in zip(found[n], found["bare"], strict=True)]
+            for n in ("import", "import_pluggy")
+        }
+        for i in range(2)
+    ]
+    return beyond[0], beyond[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one line of the table shows: the samples, beside a limit if there is one."""
+
+    title: str
+    values: list[float] | None
+    unit: str = "us"
+    limit: float | None = None
+
+    def cells(self) -> list[str]:
+        """Return the median, its interval, the spread of the samples, and the verdict."""
+        if self.values is None:
+            return [self.title, "not installed", "", "", "", ""]
+        scale = {"us": 1e6, "ms": 1e3, "s": 1, "MB": 1e-6, "x": 1}[self.unit]
+
+        def show(value: float) -> str:
+            return f"{value * scale:.3g}"
+
+        middle = statistics.median(self.values)
+        low, high = measure.interval(self.values)
+        spread = (measure.quantile(self.values, part) for part in (0.05, 0.95))
+        target = reached = ""
+        if self.limit is not None:
+            target = f"{show(self.limit)} {self.unit}"
+            reached = "reached" if middle <= self.limit else "not reached"
+        return [
+            self.title,
+            f"{show(middle)} {self.unit}",
+            f"{show(low)} to {show(high)}",
+            " to ".join(map(show, spread)),
+            target,
+            reached,
+        ]
+
+
+def ratio(found: Samples, ours: str, theirs: str) -> list[float] | None:
+    """Return one by the other, in each round."""
+    if theirs not in found:
+        return None
+    return [a / b for a, b in zip(found[ours], found[theirs], strict=True)]
+
+
+def table_of(found: Samples, cpu: Samples, memory: Samples) -> list[Row]:
+    """Return the lines of the table."""
+    return [
+        Row(f"on_step, {PLUGINS} plugins, nothing due", found["on_step"], limit=0.15e-6),
+        Row(f"  pluggy, {PLUGINS} plugins", found["pluggy"]),
+        Row(f"  Keras, {PLUGINS} callbacks", found.get("keras")),
+        Row("  by pluggy", ratio(found, "on_step", "pluggy"), "x", 0.03),
+        Row("  by Keras", ratio(found, "on_step", "keras"), "x", 0.07),
+        Row("on_step, 3 scalars on the device", found["metrics"], limit=1e-6),
+        Row("  float(loss)", found["float"]),
+        Row("  by float(loss)", ratio(found, "metrics", "float"), "x", 0.1),
+        Row(f"Step to {LISTENERS} plugins", found["step"]),
+        Row("  pluggy", found["step_pluggy"]),
+        Row("  by pluggy", ratio(found, "step", "step_pluggy"), "x", 0.25),
+        Row(f"Saved to {LISTENERS} plugins", found["saved"]),
+        Row("  pluggy", found["saved_pluggy"]),
+        Row("  by pluggy", ratio(found, "saved", "saved_pluggy"), "x", 0.25),
+        Row(f"on_step, {LISTENERS} plugins, each due", found["whole"]),
+        Row("a save of 400 leaves, in all", found["save"], "ms"),
+        Row("  without capture and Orbax", found["save_own"], "ms", 1e-3),
+        Row("import ckpt_callbacks, CPU", cpu["import"], "s", 0.1),
+        Row("  import pluggy", cpu["import_pluggy"], "s"),
+        Row("import ckpt_callbacks, memory", memory["import"], "MB", 12e6),
+        Row("  import pluggy", memory["import_pluggy"], "MB"),
+    ]
+
+
+@click.command()
+@click.option("--runs", default=60, show_default=True, help="Rounds, of which the median counts.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the raw numbers here.")
+def main(runs: int, file: Path | None) -> None:
+    """Measure what the loop's thread spends on telling what happened."""
+    with ExitStack() as stack:
+        samples = nothing_due(stack) | keras() | with_metrics(stack)
+        samples |= every_step(stack) | every_checkpoint()
+        gc.collect()
+        gc.freeze()  # else a collection looks at all that the libraries made, in whichever sample
+        found: Samples = measure.interleaved(samples, runs)
+        gc.unfreeze()
+    found |= saving()
+    cpu, memory = importing(max(5, runs // 6))
+
+    table = Table(title="CPU of the loop's thread", title_justify="left")
+    for title in ("what", "median", "95 % interval", "5 to 95 % of rounds", "target", ""):
+        table.add_column(title, justify="left" if title in {"what", ""} else "right", no_wrap=True)
+    for row in table_of(found, cpu, memory):
+        table.add_row(*row.cells())
+    console = Console(width=max(118, Console().width))
+    console.print(table)
+    packages = ("jax", "pluggy", "orbax-checkpoint", *(["keras"] if "keras" in found else []))
+    versions = {name: version(name) for name in packages}
+    machine = measure.machine()
+    console.print(
+        f"Python {machine['python']}, {machine['system']}.", json.dumps(versions), soft_wrap=True
+    )
+    console.print(measure.load())
+    measure.write(file, versions=versions, seconds=found, import_seconds=cpu, import_bytes=memory)
+
+
+if __name__ == "__main__":
+    main()
