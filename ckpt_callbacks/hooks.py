@@ -117,7 +117,11 @@ class Hooks:
         self._stepping = threading.get_ident()
         try:
             if self._each:
-                _call(self._each, event)
+                for function, failed in self._each:  # `_call`, in place since there may be many
+                    try:
+                        function(event)
+                    except BaseException as error:
+                        failed(error)
                 return event.step + 1
             following = NEVER
             for listener in self._steps:
