@@ -23,7 +23,7 @@ from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricBuffer, MetricLog
 from ckpt_callbacks.plan import Action, Publish
 from ckpt_callbacks.policy import KeepPolicy, Resume
-from ckpt_callbacks.recovery import choose, copy_from, recover
+from ckpt_callbacks.recovery import choose, copy_from, recover, refuse_others
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import MetricPoint, Store, Tracker
 from ckpt_callbacks.system import SystemMetrics
@@ -105,6 +105,7 @@ class Engine:
         # Undone in reverse, whatever has happened: threads stop before what they use goes.
         self._exit = ExitStack()
         with _naming(directory):
+            refuse_others(directory)
             directory.acquire(brief=not training)
         self._exit.callback(directory.release)
         with _naming(directory), self._exit:

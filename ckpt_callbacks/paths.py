@@ -96,7 +96,8 @@ class Selection:
             absent += [] if found else [pattern]
         if absent:
             raise CheckpointNotFound(
-                f"{where} has no item {', '.join(absent)}; it has {', '.join(sorted(items))}"
+                f"{where} has no item {', '.join(absent)}; it has {', '.join(sorted(items))}: name "
+                "what to read of it with only="
             )
         without = [_regex(p) for p in _meant(self._without, items)]
         return sorted(i for i in chosen if i in rest or not any(p.match(f"{i}/") for p in without))

@@ -247,7 +247,8 @@ def as_step(owner: str, value: Any) -> int:
     except TypeError:
         step = -1
     if step < 0 or isinstance(value, bool):
-        raise ConfigError(f"{owner}: a step must be an integer from 0, not {value!r}")
+        shown = repr(value)[:80]  # not a whole state, given in its place
+        raise ConfigError(f"{owner}: a step must be an integer from 0, not {shown}")
     return step
 
 

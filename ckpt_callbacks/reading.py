@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ckpt_callbacks import orbax_io
 from ckpt_callbacks.contents import Contents, key_of
-from ckpt_callbacks.errors import CheckpointNotFound
+from ckpt_callbacks.errors import CheckpointNotFound, StateMismatch
 from ckpt_callbacks.leaves import DType, leaf_of
 from ckpt_callbacks.matching import check_same
 from ckpt_callbacks.paths import Path as Names
-from ckpt_callbacks.paths import Selection
+from ckpt_callbacks.paths import Selection, show
 from ckpt_callbacks.record import File
 from ckpt_callbacks.state import ROOT, apply, leaves_of, put
 
 __all__ = ["compare", "read", "read_alone", "read_freely"]
 
+logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
 
 
@@ -36,9 +38,27 @@ def read(
     was checked. The arguments are those of `restore`.
     """
     contents, targets, wanted = _matched(path, like, files, only, dtype, as_numpy=as_numpy)
+    if dtype == "saved":
+        _tell_dtypes(path, targets, contents)
     loaded = contents.load(targets, dtype, numpy=as_numpy)
     restored: S = apply(like, {wanted[key]: value for key, value in loaded.items()})
     return restored
+
+
+def _tell_dtypes(path: Path, targets: Mapping[Names, Any], contents: Contents) -> None:
+    """Say which arrays have another dtype than the state would have them."""
+    differ: list[str] = []
+    for key, value in targets.items():
+        here, there = leaf_of(value), contents.leaves[key].leaf
+        if here and here.kind == there.kind == "array" and here.dtype != there.dtype:
+            differ.append(f"{show(key)} ({there.dtype}, not {here.dtype})")
+    if differ:
+        logger.warning(
+            "%s: these keep the dtype that they were saved with: %s%s",
+            path,
+            ", ".join(differ[:5]),
+            f" and {len(differ) - 5} more" * (len(differ) > 5),
+        )
 
 
 def compare(path: Path, like: Any) -> None:
@@ -68,6 +88,12 @@ def _matched(
         wanted = {key: at for key, at in wanted.items() if key in chosen}
         there = {key: stored for key, stored in there.items() if key in chosen}
     targets = {key: ours[at] for key, at in wanted.items()}
+    if not targets:
+        tops = ", ".join(sorted({show(at[:1]) for at in ours}))
+        raise StateMismatch(
+            f"the state has nothing at {only}; it has {tops}: give a lone model below its name, as "
+            "in like={'model': model}"
+        )
     check_same(
         targets,
         {key: stored.leaf for key, stored in there.items()},

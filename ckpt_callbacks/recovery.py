@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_callbacks import orbax_io
+from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import (
     CheckpointNotFound,
     ConfigError,
@@ -26,7 +27,7 @@ from ckpt_callbacks.policy import Resume
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.stores import RunInfo, Store, redact
 
-__all__ = ["choose", "copy_from", "recover"]
+__all__ = ["choose", "copy_from", "recover", "refuse_others"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -98,10 +99,25 @@ def _adopt(ledger: Ledger) -> None:
             ledger.adopt(step, seal(directory.path(step)))
         else:
             foreign.append(step)
-    if foreign:
+    _refuse(directory, foreign)
+
+
+def refuse_others(directory: RunDirectory) -> None:
+    """Refuse a folder of Orbax's before anything is written into it.
+
+    Raises:
+        ConfigError: it holds checkpoints, and no run of ours.
+    """
+    if directory.root.is_dir() and not directory.meta.exists():
+        steps = sorted(int(p.name) for p in directory.root.iterdir() if p.name.isdecimal())
+        _refuse(directory, list(filter(directory.is_committed, steps)))
+
+
+def _refuse(directory: RunDirectory, steps: list[int]) -> None:
+    if steps:
         raise ConfigError(
             f"{directory.root} holds checkpoints that were not saved by ckpt_callbacks "
-            f"(steps {', '.join(map(str, foreign))}): choose another directory, into which "
+            f"(steps {', '.join(map(str, steps))}): choose another directory, into which "
             "cc.adopt can take them"
         )
 

@@ -140,5 +140,6 @@ class Weights:
     def into(self, state: S) -> S:
         """Return `state` with these weights."""
         options: dict[str, Any] = {"only": self.only, "dtype": self.dtype, "which": self.which}
+        made = restore(self.source, like=state, **options)
         logger.warning("a new run begins with %s of %s", self.only or "all", self.source)
-        return restore(self.source, like=state, **options)
+        return made

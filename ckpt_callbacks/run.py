@@ -31,12 +31,13 @@ from ckpt_callbacks.evaluations import Evaluations
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
+from ckpt_callbacks.paths import show
 from ckpt_callbacks.policy import NEVER, Resume, SaveContext, SavePolicy, as_step
 from ckpt_callbacks.preemption import Preemption
 from ckpt_callbacks.reading import compare, read
 from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.restoring import Weights
-from ckpt_callbacks.state import check, is_abstract
+from ckpt_callbacks.state import check, is_abstract, leaves_of
 from ckpt_callbacks.stores import Store
 
 __all__ = ["Run"]
@@ -225,10 +226,29 @@ class Run(Generic[S]):
                 error.args = (f"{error}\n{_another_start(path.parent)}",)
                 raise
         elif self._entered:
-            state = self._init() if self._init else state
+            state = self._made(state) if self._init else state
             state = self._start_from.into(state) if self._start_from else state
         self._state, self._must_read = None, False
         return state
+
+    def _made(self, like: S) -> S:
+        """Return the state that `init` makes.
+
+        Raises:
+            ConfigError: it has other leaves than the abstract one.
+        """
+        assert self._init  # noqa: S101  # for the type checker
+        made = self._init()
+        try:
+            ours, theirs = leaves_of(like).keys(), leaves_of(made).keys()
+        except StateMismatch as error:
+            raise ConfigError(f"run: init= made no state: {error}") from error
+        if other := sorted(map(show, ours ^ theirs)):
+            raise ConfigError(
+                "run: init= has to make what the abstract state describes, but only one of the two "
+                f"has {', '.join(other[:5])}{', …' * (len(other) > 5)}"
+            )
+        return made
 
     @property
     def should_stop(self) -> bool:
@@ -268,11 +288,17 @@ class Run(Generic[S]):
         Raises:
             UsageError: the run was resumed, but its state never read, or `step` is one
                 that it already has.
-            ConfigError: `metadata` is not JSON, or the first step no integer from 0.
+            ConfigError: `metadata` is not JSON, `metrics` no mapping, or the first step no integer
+                from 0.
             SaveError: an earlier save failed, and `on_failure` is `raise`.
         """
         if metrics is not None:
-            self._log((step, dict(metrics)))
+            try:
+                self._log((step, dict(metrics)))
+            except (TypeError, ValueError):
+                raise ConfigError(
+                    f"on_step: metrics must be numbers by name, not a {type(metrics).__name__}"
+                ) from None
         if metadata is not None:
             metadata = _as_json(metadata)
         self._latest = taken = (step, state, metrics, metadata)

@@ -44,6 +44,8 @@ def visit(
 
     The other arguments, and what is raised, are those of `restore`.
     """
+    if isinstance(which, str) and which.isdecimal():  # as a command line has it
+        which = int(which)
     if isinstance(source, str) and is_address(source):
         return _from_tracker(owner, source, reader, which, only, verify=verify)
     root = Path(source).expanduser().absolute()

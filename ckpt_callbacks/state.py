@@ -122,7 +122,7 @@ def apply(state: Any, values: Mapping[Path, Any]) -> Any:
 
     Nodes of adapters are changed as the adapter does, often in place; all else is built anew.
     """
-    return _rebuilt(state, (), values)
+    return _ordered(state, _rebuilt(state, (), values))
 
 
 def leaves_of(state: Any) -> dict[Path, Any]:
@@ -198,10 +198,25 @@ def _rebuilt(node: Any, path: Path, values: Mapping[Path, Any]) -> Any:
         if not (adapter := adapter_of(leaf)):
             new.append(wanted_type(leaf, values[at]) if at in values else leaf)
         elif any(p[: len(at)] == at for p in values):
-            new.append(adapter.apply(leaf, _rebuilt(adapter.capture(leaf), at, values)))
+            made = adapter.apply(leaf, _rebuilt(adapter.capture(leaf), at, values))
+            if made is None:
+                raise StateMismatch(
+                    f"{type(adapter).__name__}.apply returned None for {show(at)}: it has to "
+                    "return the node, also one that it changed in place"
+                )
+            new.append(made)
         else:
             new.append(leaf)
     return jax.tree_util.tree_unflatten(treedef, new)
+
+
+def _ordered(old: Any, new: Any) -> Any:
+    """Return `new` with the keys of its dicts in the order of `old`, where JAX sorts them."""
+    if type(old) is dict and type(new) is dict:
+        return {key: _ordered(old[key], new[key]) for key in old}
+    if type(old) in (list, tuple) and type(new) is type(old):
+        return type(new)(map(_ordered, old, new))
+    return new
 
 
 def _check_kinds(leaves: Mapping[Path, Any]) -> None:
