@@ -463,7 +463,7 @@ BUGS = [
     Bug(
         "a checkpoint that Orbax alone saved is taken over",
         ORBAX,
-        "test_run.py::test_a_foreign_checkpoint_is_not_touched",
+        "test_run.py::test_a_foreign_checkpoint_is_not_touched[True]",
         RECOVERY,
         '.get("run") == ledger.run_id:',
         '.get("run") in (None, ledger.run_id):',

@@ -195,7 +195,10 @@ def test_a_state_that_cannot_be_saved_is_refused_at_the_start(tmp_path: Path) ->
         pass
 
 
-def test_a_foreign_checkpoint_is_not_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside_ours", [False, True])
+def test_a_foreign_checkpoint_is_not_touched(tmp_path: Path, beside_ours: bool) -> None:
+    if beside_ours:
+        train(callbacks_in(tmp_path / "run"), 3)
     ocp.save(tmp_path / "run" / "7", {"w": np.ones(3)})
 
     with (
