@@ -48,7 +48,7 @@ def test_an_iterator_of_another_number_of_processes_is_refused_at_once(tmp_path:
 
     assert str(error.value).endswith(
         "data: saved by 2 processes, each with a part of its own, and now there are 1: go on with "
-        "as many, or leave it out with only="
+        "as many, or leave it out with only=\nThe rest fits: only='model' restores that alone"
     )
     assert [str(leaf) for leaf in nnx_leaves(model)] == before
     cc.restore(alone, like={"model": model}, only="model")
