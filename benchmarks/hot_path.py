@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +28,6 @@ import click
 import jax
 import jax.numpy as jnp
 import pluggy
-from rich.console import Console
-from rich.table import Table
 
 import ckpt_callbacks as cc
 import measure
@@ -314,72 +309,30 @@ def importing(runs: int) -> tuple[Samples, Samples]:
     return beyond[0], beyond[1]
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one line of the table shows: the samples, beside a limit if there is one."""
-
-    title: str
-    values: list[float] | None
-    unit: str = "us"
-    limit: float | None = None
-
-    def cells(self) -> list[str]:
-        """Return the median, its interval, the spread of the samples, and the verdict."""
-        if self.values is None:
-            return [self.title, "not installed", "", "", "", ""]
-        scale = {"us": 1e6, "ms": 1e3, "s": 1, "MB": 1e-6, "x": 1}[self.unit]
-
-        def show(value: float) -> str:
-            return f"{value * scale:.3g}"
-
-        middle = statistics.median(self.values)
-        low, high = measure.interval(self.values)
-        spread = (measure.quantile(self.values, part) for part in (0.05, 0.95))
-        target = reached = ""
-        if self.limit is not None:
-            target = f"{show(self.limit)} {self.unit}"
-            reached = "reached" if middle <= self.limit else "not reached"
-        return [
-            self.title,
-            f"{show(middle)} {self.unit}",
-            f"{show(low)} to {show(high)}",
-            " to ".join(map(show, spread)),
-            target,
-            reached,
-        ]
-
-
-def ratio(found: Samples, ours: str, theirs: str) -> list[float] | None:
-    """Return one by the other, in each round."""
-    if theirs not in found:
-        return None
-    return [a / b for a, b in zip(found[ours], found[theirs], strict=True)]
-
-
-def table_of(found: Samples, cpu: Samples, memory: Samples) -> list[Row]:
+def table_of(found: Samples, cpu: Samples, memory: Samples) -> list[measure.Row]:
     """Return the lines of the table."""
     return [
-        Row(f"on_step, {PLUGINS} plugins, nothing due", found["on_step"], limit=0.15e-6),
-        Row(f"  pluggy, {PLUGINS} plugins", found["pluggy"]),
-        Row(f"  Keras, {PLUGINS} callbacks", found.get("keras")),
-        Row("  by pluggy", ratio(found, "on_step", "pluggy"), "x", 0.03),
-        Row("  by Keras", ratio(found, "on_step", "keras"), "x", 0.07),
-        Row("on_step, 3 scalars on the device", found["metrics"], limit=1e-6),
-        Row("  float(loss)", found["float"]),
-        Row("  by float(loss)", ratio(found, "metrics", "float"), "x", 0.1),
-        Row(f"Step to {LISTENERS} plugins", found["step"]),
-        Row("  pluggy", found["step_pluggy"]),
-        Row("  by pluggy", ratio(found, "step", "step_pluggy"), "x", 0.25),
-        Row(f"Saved to {LISTENERS} plugins", found["saved"]),
-        Row("  pluggy", found["saved_pluggy"]),
-        Row("  by pluggy", ratio(found, "saved", "saved_pluggy"), "x", 0.25),
-        Row(f"on_step, {LISTENERS} plugins, each due", found["whole"]),
-        Row("a save of 400 leaves, in all", found["save"], "ms"),
-        Row("  without capture and Orbax", found["save_own"], "ms", 1e-3),
-        Row("import ckpt_callbacks, CPU", cpu["import"], "s", 0.1),
-        Row("  import pluggy", cpu["import_pluggy"], "s"),
-        Row("import ckpt_callbacks, memory", memory["import"], "MB", 12e6),
-        Row("  import pluggy", memory["import_pluggy"], "MB"),
+        measure.Row(f"on_step, {PLUGINS} plugins, nothing due", found["on_step"], limit=0.15e-6),
+        measure.Row(f"  pluggy, {PLUGINS} plugins", found["pluggy"]),
+        measure.Row(f"  Keras, {PLUGINS} callbacks", found.get("keras")),
+        measure.Row("  by pluggy", measure.ratio(found, "on_step", "pluggy"), "x", 0.03),
+        measure.Row("  by Keras", measure.ratio(found, "on_step", "keras"), "x", 0.07),
+        measure.Row("on_step, 3 scalars on the device", found["metrics"], limit=1e-6),
+        measure.Row("  float(loss)", found["float"]),
+        measure.Row("  by float(loss)", measure.ratio(found, "metrics", "float"), "x", 0.1),
+        measure.Row(f"Step to {LISTENERS} plugins", found["step"]),
+        measure.Row("  pluggy", found["step_pluggy"]),
+        measure.Row("  by pluggy", measure.ratio(found, "step", "step_pluggy"), "x", 0.25),
+        measure.Row(f"Saved to {LISTENERS} plugins", found["saved"]),
+        measure.Row("  pluggy", found["saved_pluggy"]),
+        measure.Row("  by pluggy", measure.ratio(found, "saved", "saved_pluggy"), "x", 0.25),
+        measure.Row(f"on_step, {LISTENERS} plugins, each due", found["whole"]),
+        measure.Row("a save of 400 leaves, in all", found["save"], "ms"),
+        measure.Row("  without capture and Orbax", found["save_own"], "ms", 1e-3),
+        measure.Row("import ckpt_callbacks, CPU", cpu["import"], "s", 0.1),
+        measure.Row("  import pluggy", cpu["import_pluggy"], "s"),
+        measure.Row("import ckpt_callbacks, memory", memory["import"], "MB", 12e6),
+        measure.Row("  import pluggy", memory["import_pluggy"], "MB"),
     ]
 
 
@@ -398,20 +351,9 @@ def main(runs: int, file: Path | None) -> None:
     found |= saving()
     cpu, memory = importing(max(5, runs // 6))
 
-    table = Table(title="CPU of the loop's thread", title_justify="left")
-    for title in ("what", "median", "95 % interval", "5 to 95 % of rounds", "target", ""):
-        table.add_column(title, justify="left" if title in {"what", ""} else "right", no_wrap=True)
-    for row in table_of(found, cpu, memory):
-        table.add_row(*row.cells())
-    console = Console(width=max(118, Console().width))
-    console.print(table)
     packages = ("jax", "pluggy", "orbax-checkpoint", *(["keras"] if "keras" in found else []))
     versions = {name: version(name) for name in packages}
-    machine = measure.machine()
-    console.print(
-        f"Python {machine['python']}, {machine['system']}.", json.dumps(versions), soft_wrap=True
-    )
-    console.print(measure.load())
+    measure.show("CPU of the loop's thread", table_of(found, cpu, memory), versions)
     measure.write(file, versions=versions, seconds=found, import_seconds=cpu, import_bytes=memory)
 
 

@@ -11,10 +11,15 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
+from rich.table import Table
+
 __all__ = [
+    "Row",
     "at_most",
     "disk",
     "growth",
@@ -27,7 +32,9 @@ __all__ = [
     "once",
     "peak",
     "quantile",
+    "ratio",
     "seconds",
+    "show",
     "verdict",
     "write",
 ]
@@ -146,3 +153,61 @@ def write(path: Path | None, **values: Any) -> None:
     if path:
         text = json.dumps({"machine": machine(), **values}, indent=1)
         path.write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one line of the table shows: the samples, beside a limit if there is one."""
+
+    title: str
+    values: list[float] | None
+    unit: str = "us"
+    limit: float | None = None
+
+    def cells(self) -> list[str]:
+        """Return the median, its interval, the spread of the samples, and the verdict."""
+        if self.values is None:
+            return [self.title, "not installed", "", "", "", ""]
+        scale = {"us": 1e6, "ms": 1e3, "s": 1, "MB": 1e-6, "x": 1}[self.unit]
+
+        def show(value: float) -> str:
+            return f"{value * scale:.3g}"
+
+        middle = statistics.median(self.values)
+        low, high = interval(self.values)
+        spread = (quantile(self.values, part) for part in (0.05, 0.95))
+        target = reached = ""
+        if self.limit is not None:
+            target = f"{show(self.limit)} {self.unit}"
+            reached = "reached" if middle <= self.limit else "not reached"
+        return [
+            self.title,
+            f"{show(middle)} {self.unit}",
+            f"{show(low)} to {show(high)}",
+            " to ".join(map(show, spread)),
+            target,
+            reached,
+        ]
+
+
+def ratio(found: Mapping[str, list[float]], ours: str, theirs: str) -> list[float] | None:
+    """Return one by the other, in each round."""
+    if theirs not in found:
+        return None
+    return [a / b for a, b in zip(found[ours], found[theirs], strict=True)]
+
+
+def show(title: str, rows: Sequence[Row], versions: Mapping[str, str]) -> None:
+    """Print a table, and what its numbers depend on."""
+    table = Table(title=title, title_justify="left")
+    for name in ("what", "median", "95 % interval", "5 to 95 % of rounds", "target", ""):
+        table.add_column(name, justify="left" if name in {"what", ""} else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.cells())
+    console = Console(width=max(118, Console().width))
+    console.print(table)
+    about = machine()
+    console.print(
+        f"Python {about['python']}, {about['system']}.", json.dumps(dict(versions)), soft_wrap=True
+    )
+    console.print(load())

@@ -1,0 +1,182 @@
+"""What a save costs beside Orbax alone and a plain write: the loop's wait, and until it is durable.
+
+Run it with a Python that has the package, such as the one that `tox run -e py` makes::
+
+    .tox/py/bin/python benchmarks/save_path.py
+    python benchmarks/save_path.py --mebibytes 1024 --rounds 10 --json save_path.json
+
+`benchmarks/README.md` says what the rows are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+import ckpt_callbacks as cc
+import measure
+from ckpt_callbacks.manifest import files_in, fsync
+
+LEAVES = 32
+State = dict[str, jax.Array]
+
+
+@jax.jit(donate_argnums=0)
+def step_of(state: State) -> State:
+    """Take the step that follows a save, and that may use the buffers of the state again."""
+    return jax.tree.map(lambda x: x * 1.0001, state)
+
+
+class Bench:
+    """A state, and the ways to save it; each returns the seconds of its parts."""
+
+    def __init__(self, folder: Path, mebibytes: int) -> None:
+        self.folder = folder
+        size = mebibytes * 2**20 // 4 // LEAVES
+        normal = np.random.default_rng(0).standard_normal
+        self.state: State = {f"w{i}": jnp.asarray(normal(size, "f4")) for i in range(LEAVES)}
+        self.number = 0
+
+    def advance(self) -> float:
+        """Take a step, to its end."""
+        begin = time.perf_counter()
+        self.state = jax.block_until_ready(step_of(self.state))
+        return time.perf_counter() - begin
+
+    def plain(self) -> dict[str, float]:
+        """Write the same bytes to one file."""
+        arrays = [np.asarray(leaf) for leaf in self.state.values()]
+        path = self.folder / "plain"
+        begin = time.perf_counter()
+        with path.open("wb") as file:
+            for array in arrays:
+                file.write(array.data)
+            file.flush()
+            os.fsync(file.fileno())
+        durable = time.perf_counter() - begin
+        path.unlink()
+        return {"durable": durable, "step": self.advance()}
+
+    def orbax(self, *, compression: bool) -> dict[str, float]:
+        """Save by Orbax alone, and make what it wrote durable."""
+        path = self.folder / "orbax"
+        context = ocp.Context()
+        context.array.saving.use_compression = compression
+        begin = time.perf_counter()
+        with context:
+            pending = ocp.save_checkpointables_async(path, {"params": self.state})
+        blocked = time.perf_counter() - begin
+        step = self.advance()
+        pending.result()
+        for file in files_in(path):
+            fsync(file)
+        durable = time.perf_counter() - begin
+        shutil.rmtree(path)
+        return {"blocked": blocked, "step": step, "durable": durable}
+
+    def ours(self, run: cc.Run[Any], saved: Listener) -> dict[str, float]:
+        """Save by `on_step`, which is due, and wait for the event."""
+        saved.seen.clear()
+        begin = time.perf_counter()
+        run.on_step(self.number, {"params": self.state})
+        blocked = time.perf_counter() - begin
+        step = self.advance()
+        saved.seen.wait()
+        durable = saved.at - begin
+        self.number += 1
+        saved.settled.wait()
+        return {"blocked": blocked, "step": step, "durable": durable}
+
+
+class Listener:
+    """Notes when a checkpoint is complete, and when the one before is gone."""
+
+    def __init__(self) -> None:
+        self.seen, self.settled, self.at = threading.Event(), threading.Event(), 0.0
+        self._first = True
+
+    @cc.hookimpl
+    def on_saved(self, event: cc.Saved) -> None:
+        """Note the time: files, manifest and record are durable, and digests taken."""
+        self.at = time.perf_counter()
+        if self._first:  # nothing to evict yet
+            self.settled.set()
+        else:
+            self.settled.clear()
+        self._first = False
+        self.seen.set()
+
+    @cc.hookimpl
+    def on_evicted(self, event: cc.Evicted) -> None:
+        """Let the next sample begin."""
+        self.settled.set()
+
+
+def measured(folder: Path, mebibytes: int, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Return the seconds of each way, in each round."""
+    bench, listener = Bench(folder, mebibytes), Listener()
+    checkpoint = cc.OrbaxCheckpoint(folder / "run", save=cc.EveryNSteps(1), keep=cc.LatestN(1))
+    with cc.Callbacks(checkpoint, listener).run({"params": bench.state}) as run:
+        run.state  # noqa: B018  # the run lets go of it
+        ways: dict[str, Callable[[], dict[str, float]]] = {
+            "plain": bench.plain,
+            "orbax": lambda: bench.orbax(compression=True),
+            "orbax_plain": lambda: bench.orbax(compression=False),
+            "ours": lambda: bench.ours(run, listener),
+        }
+        return measure.interleaved(ways, rounds)
+
+
+def table_of(found: dict[str, list[dict[str, float]]]) -> list[measure.Row]:
+    """Return the lines of the table."""
+    idle = measure.quantile([taken["step"] for taken in found["plain"]], 0.5)
+    of = {
+        f"{way}_{part}": [taken[part] for taken in samples]
+        for way, samples in found.items()
+        for part in samples[0]
+    }
+    for way in ("orbax", "orbax_plain", "ours"):
+        pairs = zip(of[f"{way}_blocked"], of[f"{way}_step"], strict=True)
+        of[f"{way}_wait"] = [blocked + max(0.0, step - idle) for blocked, step in pairs]
+    return [
+        measure.Row("the loop's wait, ours", of["ours_wait"], "ms"),
+        measure.Row("  Orbax alone", of["orbax_wait"], "ms"),
+        measure.Row("  by Orbax alone", measure.ratio(of, "ours_wait", "orbax_wait"), "x", 1.05),
+        measure.Row("until Saved, digests included", of["ours_durable"], "s"),
+        measure.Row("  write and fsync", of["plain_durable"], "s"),
+        measure.Row("  Orbax, durable", of["orbax_durable"], "s"),
+        measure.Row("  Orbax without compression", of["orbax_plain_durable"], "s"),
+        measure.Row("  by write", measure.ratio(of, "ours_durable", "plain_durable"), "x", 1.5),
+        measure.Row("  by Orbax", measure.ratio(of, "ours_durable", "orbax_durable"), "x", 0.4),
+    ]
+
+
+@click.command()
+@click.option("--mebibytes", default=256, show_default=True, help="Size of the state.")
+@click.option("--rounds", default=10, show_default=True, help="Of which the median counts.")
+@click.option("--directory", type=click.Path(path_type=Path), help="On the disk to measure.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the raw numbers here.")
+def main(mebibytes: int, rounds: int, directory: Path | None, file: Path | None) -> None:
+    """Measure what a save costs the loop, and how long it takes."""
+    with tempfile.TemporaryDirectory(prefix="ckpt-callbacks-", dir=directory) as folder:
+        found = measured(Path(folder), mebibytes, rounds)
+    versions = {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")}
+    measure.show(f"Saving {mebibytes} MiB", table_of(found), versions)
+    measure.write(file, versions=versions, mebibytes=mebibytes, seconds=found)
+
+
+if __name__ == "__main__":
+    main()
