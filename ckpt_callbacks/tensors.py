@@ -1,0 +1,135 @@
+"""The leaves of a checkpoint or a state, each read into the host's memory when it is asked for.
+
+What reads and writes other formats and what changes the form of a model works on these, so that
+little more than one leaf is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ckpt_callbacks.contents import Contents
+from ckpt_callbacks.leaves import Leaf, Note, decode, encode, leaf_of
+from ckpt_callbacks.paths import Path
+from ckpt_callbacks.state import leaves_of
+
+__all__ = ["Tensor", "Tensors", "from_array", "of_contents", "of_state", "to_array"]
+
+_AHEAD = 64 * 2**20
+"""Bytes of small leaves that are read together with one, since each read takes Orbax a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A leaf that is yet to be read.
+
+    Args:
+        leaf: what it is; of an array with shape and dtype.
+        read: returns its value: a NumPy array, of typed keys their data as `uint32`, and of
+            others the Python number, text or bytes. It may be called several times.
+    """
+
+    leaf: Leaf
+    read: Callable[[], Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of an array; 0 for what is none, and is small."""
+        return self.leaf.nbytes
+
+
+Tensors = Mapping[Path, Tensor]
+"""By path in the state, in the order in which it is best to read them."""
+
+
+def of_state(state: Any) -> dict[Path, Tensor]:
+    """Return the leaves of a live state; those that save themselves are left out.
+
+    Raises:
+        StateMismatch: as `leaves_of` has it.
+    """
+    found: dict[Path, Tensor] = {}
+    for path, value in leaves_of(state).items():
+        leaf = leaf_of(value)
+        if leaf and leaf.kind != "files":
+            found[path] = Tensor(leaf, partial(_on_host, value))
+    return found
+
+
+def of_contents(contents: Contents) -> dict[Path, Tensor]:
+    """Return the leaves of a checkpoint; those that save themselves are left out."""
+    reader = _Ahead(contents)
+    return {
+        path: Tensor(contents.leaves[path].leaf, partial(reader.read, path))
+        for path in reader.targets
+    }
+
+
+class _Ahead:
+    """Reads leaves in the order that they are asked for, with the small ones that follow."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self.targets = contents.template()
+        self._order = {path: i for i, path in enumerate(self.targets)}
+        self._read: dict[Path, Any] = {}
+
+    def read(self, path: Path) -> Any:
+        if path not in self._read:
+            paths = list(self.targets)[self._order[path] :]
+            total = 0
+            chosen: dict[Path, Any] = {}
+            for at in paths:
+                total += self._contents.leaves[at].leaf.nbytes
+                if chosen and total > _AHEAD:
+                    break
+                chosen[at] = self.targets[at]
+            self._read = self._contents.load(chosen, "saved", numpy=True)
+        return self._read.pop(path)
+
+
+def to_array(tensor: Tensor) -> tuple[Any, Note]:
+    """Return a leaf as an array, contiguous, and the note of what else it is; see `from_array`."""
+    import numpy as np
+
+    value, leaf = tensor.read(), tensor.leaf
+    match leaf.kind:
+        case "key":
+            return np.ascontiguousarray(value), {"key": leaf.dtype}
+        case "array":
+            scalar = {"type": "scalar"} if isinstance(value, np.generic) else {}
+            return np.asarray(value, order="C"), scalar
+        case "str":
+            return np.frombuffer(value.encode(), np.uint8), {"type": "str"}
+        case "float":
+            return np.asarray(value, np.float64), {"type": "float"}
+    stored, note = encode(value)
+    if isinstance(stored, str):  # a number of more than 64 bits
+        return np.frombuffer(stored.encode(), np.uint8), {"type": "bigint"}
+    return np.asarray(stored), note or {"type": leaf.kind}
+
+
+def from_array(array: Any, note: Note | None) -> Any:
+    """Return the value of a leaf that `to_array` made an array of; of typed keys their data."""
+    match (note or {}).get("type"):
+        case "str":
+            return array.tobytes().decode()
+        case "bigint":
+            return int(array.tobytes())
+        case "int" | "float":
+            return array.item()
+    return array if note and "key" in note else decode(array, note)
+
+
+def _on_host(value: Any) -> Any:
+    import jax
+    import numpy as np
+
+    if isinstance(value, jax.Array):
+        if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        return np.asarray(value)
+    return value
