@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,8 +34,10 @@ __all__ = [
     "peak",
     "quantile",
     "ratio",
+    "report",
     "seconds",
     "show",
+    "status",
     "verdict",
     "write",
 ]
@@ -88,6 +91,14 @@ def peak(function: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def status(name: str) -> int:
+    """Return a line of this process' status in bytes, such as `VmRSS`; see proc(5)."""
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise KeyError(name)
 
 
 def disk(*roots: Path) -> int:
@@ -157,7 +168,10 @@ def write(path: Path | None, **values: Any) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of the table shows: the samples, beside a limit if there is one."""
+    """What one line of the table shows: the samples, beside a limit if there is one.
+
+    Whether it is reached is *unresolved* where the limit is in the interval of the median.
+    """
 
     title: str
     values: list[float] | None
@@ -167,11 +181,11 @@ class Row:
     def cells(self) -> list[str]:
         """Return the median, its interval, the spread of the samples, and the verdict."""
         if self.values is None:
-            return [self.title, "not installed", "", "", "", ""]
+            return [self.title, "not here", "", "", "", ""]
         scale = {"us": 1e6, "ms": 1e3, "s": 1, "MB": 1e-6, "x": 1}[self.unit]
 
         def show(value: float) -> str:
-            return f"{value * scale:.3g}"
+            return f"{value * scale:.3g}" if value * scale < 1000 else f"{value * scale:.0f}"
 
         middle = statistics.median(self.values)
         low, high = interval(self.values)
@@ -179,7 +193,9 @@ class Row:
         target = reached = ""
         if self.limit is not None:
             target = f"{show(self.limit)} {self.unit}"
-            reached = "reached" if middle <= self.limit else "not reached"
+            reached = "reached" if high <= self.limit else "not reached"
+            if low <= self.limit < high:
+                reached = "unresolved"
         return [
             self.title,
             f"{show(middle)} {self.unit}",
@@ -195,6 +211,15 @@ def ratio(found: Mapping[str, list[float]], ours: str, theirs: str) -> list[floa
     if theirs not in found:
         return None
     return [a / b for a, b in zip(found[ours], found[theirs], strict=True)]
+
+
+def report(
+    title: str, rows: Sequence[Row], packages: Sequence[str], file: Path | None, **raw: Any
+) -> None:
+    """Print a table and what its numbers depend on, and write both where `--json` was given."""
+    versions = {name: version(name) for name in packages}
+    show(title, rows, versions)
+    write(file, title=title, versions=versions, rows=[row.cells() for row in rows], **raw)
 
 
 def show(title: str, rows: Sequence[Row], versions: Mapping[str, str]) -> None:

@@ -10,13 +10,15 @@ Run it with a Python that has the package, such as the one that `tox run -e py` 
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from orbax.checkpoint import v1 as ocp
 
 import ckpt_callbacks as cc
 import measure
+from ckpt_callbacks import orbax_io
 from ckpt_callbacks.manifest import files_in, fsync
 
 LEAVES = 32
@@ -40,14 +43,42 @@ def step_of(state: State) -> State:
     return jax.tree.map(lambda x: x * 1.0001, state)
 
 
+def save_by_orbax(path: Path, state: State, *, compression: bool) -> Any:
+    """Begin to save by Orbax alone, with its defaults but maybe for the compression."""
+    context = ocp.Context()
+    context.array.saving.use_compression = compression
+    with context:
+        return ocp.save_checkpointables_async(path, {"params": state})
+
+
+def new_state(mebibytes: int, leaves: int = LEAVES) -> State:
+    """Return float arrays of random normals, of a size in all."""
+    normal = np.random.default_rng(0).standard_normal
+    size = mebibytes * 2**20 // 4 // leaves
+    return {f"w{i}": jnp.asarray(normal(size, "f4")) for i in range(leaves)}
+
+
+def plain(folder: Path, state: State) -> float:
+    """Return the seconds in which the same bytes are written to one file, and durable."""
+    arrays = [np.asarray(leaf) for leaf in state.values()]
+    path = folder / "plain"
+    begin = time.perf_counter()
+    with path.open("wb") as file:
+        for array in arrays:
+            file.write(array.data)
+        file.flush()
+        os.fsync(file.fileno())
+    durable = time.perf_counter() - begin
+    path.unlink()
+    return durable
+
+
 class Bench:
     """A state, and the ways to save it; each returns the seconds of its parts."""
 
     def __init__(self, folder: Path, mebibytes: int) -> None:
         self.folder = folder
-        size = mebibytes * 2**20 // 4 // LEAVES
-        normal = np.random.default_rng(0).standard_normal
-        self.state: State = {f"w{i}": jnp.asarray(normal(size, "f4")) for i in range(LEAVES)}
+        self.state = new_state(mebibytes)
         self.number = 0
 
     def advance(self) -> float:
@@ -58,26 +89,24 @@ class Bench:
 
     def plain(self) -> dict[str, float]:
         """Write the same bytes to one file."""
-        arrays = [np.asarray(leaf) for leaf in self.state.values()]
-        path = self.folder / "plain"
+        return {"durable": plain(self.folder, self.state), "step": self.advance()}
+
+    def committed(self) -> dict[str, float]:
+        """Save as a run does, up to where the files are durable: no digests, no record."""
+        path = self.folder / "committed"
         begin = time.perf_counter()
-        with path.open("wb") as file:
-            for array in arrays:
-                file.write(array.data)
-            file.flush()
-            os.fsync(file.fileno())
+        orbax_io.save(path, {"params": self.state}, {}).result()
+        for file in files_in(path):
+            fsync(file)
         durable = time.perf_counter() - begin
-        path.unlink()
-        return {"durable": durable, "step": self.advance()}
+        shutil.rmtree(path)
+        return {"durable": durable}
 
     def orbax(self, *, compression: bool) -> dict[str, float]:
         """Save by Orbax alone, and make what it wrote durable."""
         path = self.folder / "orbax"
-        context = ocp.Context()
-        context.array.saving.use_compression = compression
         begin = time.perf_counter()
-        with context:
-            pending = ocp.save_checkpointables_async(path, {"params": self.state})
+        pending = save_by_orbax(path, self.state, compression=compression)
         blocked = time.perf_counter() - begin
         step = self.advance()
         pending.result()
@@ -135,12 +164,68 @@ def measured(folder: Path, mebibytes: int, rounds: int) -> dict[str, list[dict[s
             "plain": bench.plain,
             "orbax": lambda: bench.orbax(compression=True),
             "orbax_plain": lambda: bench.orbax(compression=False),
+            "committed": bench.committed,
             "ours": lambda: bench.ours(run, listener),
         }
         return measure.interleaved(ways, rounds)
 
 
-def table_of(found: dict[str, list[dict[str, float]]]) -> list[measure.Row]:
+def held(way: str, mebibytes: int) -> int:
+    """Return the bytes beyond the state that the host's memory held at most, in this process."""
+    with tempfile.TemporaryDirectory(prefix="ckpt-callbacks-") as name:
+        folder = Path(name)
+        checkpoint = cc.OrbaxCheckpoint(folder / "run", save=cc.EveryNSteps(1), keep=cc.LatestN(1))
+        small = {"params": jnp.zeros(1)}
+        with cc.Callbacks(checkpoint).run(small) as run:
+
+            def save(number: int, state: Any) -> None:
+                if way == "ours":
+                    run.on_step(number, state)
+                    run.wait()
+                else:
+                    save_by_orbax(
+                        folder / f"o{number}", state["params"], compression=False
+                    ).result()
+
+            save(0, small)  # loads all modules
+            bench = Bench(folder, mebibytes)
+            gc.collect()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+            before = measure.status("VmRSS")
+            save(1, {"params": bench.state})
+            return measure.status("VmHWM") - before
+
+
+def memory(mebibytes: int, rounds: int) -> dict[str, list[float]]:
+    """Return what a save holds beyond the state, by its size, each in a process of its own."""
+
+    def alone(way: str) -> float:
+        command = [sys.executable, __file__, "--alone", way, "--mebibytes", str(mebibytes)]
+        return int(subprocess.check_output(command, text=True)) / mebibytes / 2**20  # noqa: S603
+
+    ways = ("ours", "orbax_plain")
+    return measure.interleaved({way: lambda way=way: alone(way) for way in ways}, rounds)
+
+
+def transfer(mebibytes: int, rounds: int) -> list[float] | None:
+    """Return the bytes a second from the device to the host's memory, if there is a device."""
+    if jax.default_backend() == "cpu":
+        return None
+
+    def sample() -> float:
+        state = jax.block_until_ready(step_of(new_state(mebibytes)))  # not read before
+        begin = time.perf_counter()
+        jax.device_get(state)
+        return mebibytes * 2**20 / (time.perf_counter() - begin)
+
+    return [sample() for _ in range(rounds + 1)][1:]
+
+
+def rows(
+    found: dict[str, list[dict[str, float]]],
+    memory: dict[str, list[float]],
+    speed: list[float] | None,
+) -> list[measure.Row]:
     """Return the lines of the table."""
     idle = measure.quantile([taken["step"] for taken in found["plain"]], 0.5)
     of = {
@@ -155,27 +240,45 @@ def table_of(found: dict[str, list[dict[str, float]]]) -> list[measure.Row]:
         measure.Row("the loop's wait, ours", of["ours_wait"], "ms"),
         measure.Row("  Orbax alone", of["orbax_wait"], "ms"),
         measure.Row("  by Orbax alone", measure.ratio(of, "ours_wait", "orbax_wait"), "x", 1.05),
+        measure.Row("committed and synced, ours", of["committed_durable"], "s"),
+        measure.Row(
+            "  by write", measure.ratio(of, "committed_durable", "plain_durable"), "x", 1.25
+        ),
+        measure.Row(
+            "  by Orbax", measure.ratio(of, "committed_durable", "orbax_durable"), "x", 0.4
+        ),
         measure.Row("until Saved, digests included", of["ours_durable"], "s"),
         measure.Row("  write and fsync", of["plain_durable"], "s"),
         measure.Row("  Orbax, durable", of["orbax_durable"], "s"),
         measure.Row("  Orbax without compression", of["orbax_plain_durable"], "s"),
         measure.Row("  by write", measure.ratio(of, "ours_durable", "plain_durable"), "x", 1.5),
-        measure.Row("  by Orbax", measure.ratio(of, "ours_durable", "orbax_durable"), "x", 0.4),
+        measure.Row("  by Orbax", measure.ratio(of, "ours_durable", "orbax_durable"), "x"),
+        measure.Row("host memory beyond the state, by its size", memory["ours"], "x"),
+        measure.Row("  Orbax without compression", memory["orbax_plain"], "x"),
+        measure.Row("from the device to the host, a second", speed, "MB"),
     ]
 
 
 @click.command()
-@click.option("--mebibytes", default=256, show_default=True, help="Size of the state.")
+@click.option("--mebibytes", default=1024, show_default=True, help="Size of the state.")
 @click.option("--rounds", default=10, show_default=True, help="Of which the median counts.")
 @click.option("--directory", type=click.Path(path_type=Path), help="On the disk to measure.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the raw numbers here.")
-def main(mebibytes: int, rounds: int, directory: Path | None, file: Path | None) -> None:
+@click.option("--alone", hidden=True)
+def main(
+    mebibytes: int, rounds: int, directory: Path | None, file: Path | None, alone: str | None
+) -> None:
     """Measure what a save costs the loop, and how long it takes."""
+    if alone:
+        click.echo(held(alone, mebibytes))
+        return
     with tempfile.TemporaryDirectory(prefix="ckpt-callbacks-", dir=directory) as folder:
         found = measured(Path(folder), mebibytes, rounds)
-    versions = {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")}
-    measure.show(f"Saving {mebibytes} MiB", table_of(found), versions)
-    measure.write(file, versions=versions, mebibytes=mebibytes, seconds=found)
+    most = memory(mebibytes, 3)
+    packages = ("jax", "orbax-checkpoint", "tensorstore")
+    speed = transfer(mebibytes, rounds)
+    table = rows(found, most, speed)
+    measure.report(f"Saving {mebibytes} MiB", table, packages, file, seconds=found, memory=most)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ WHOLE = ""
 """The name of the item in a checkpoint of others that is a single pytree without items."""
 LEFT_OUT = ...
 """Orbax's `PLACEHOLDER`: a leaf that is not to be read."""
+_DATA_FILE = 128 * 2**20
+"""Bytes of a data file at most. By `benchmarks/data_files.py`, 1 GiB is durable twice as fast as with
+one file, for any size from 16 to 256 MiB; fewer files are fewer requests to a tracker."""
 
 
 class PendingSave(Protocol):
@@ -56,12 +59,14 @@ def save(path: Path, items: Items, metadata: Mapping[str, Any]) -> PendingSave:
     `metadata` is JSON that Orbax stores with the checkpoint and shows to its own readers.
 
     Compression is off: for float weights it saves about 7 % of the bytes and takes five times
-    the CPU, so the commit waits for it.
+    the CPU, so the commit waits for it. A data file is written once it is full: with Orbax's own
+    limit of 2 GiB that is at the end, by one thread.
     """
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
     context.array.saving.use_compression = False
+    context.array.saving.ocdbt_target_data_file_size = _DATA_FILE
     # Else a folder that can not be made leaves threads waiting that keep the process from ending.
     context.asynchronous.create_directories_asynchronously = False
     with context:
