@@ -1,4 +1,4 @@
-"""What telling of a step costs a training loop, beside pluggy, Keras and reading one metric.
+"""What telling of a step costs a training loop, beside other libraries and reading one metric.
 
 Run it with a Python that has the package, such as the one that `tox run -e py` makes::
 
@@ -12,29 +12,25 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 import jax
 import jax.numpy as jnp
-import pluggy
 
 import ckpt_callbacks as cc
 import measure
+import peers
 from ckpt_callbacks import orbax_io, saver
 from ckpt_callbacks.hooks import Hooks
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
 CALLS = 1000
 """Calls in one sample."""
 SCALARS = 256
@@ -46,25 +42,11 @@ LISTENERS = 3
 
 Sample = Callable[[], float]
 Samples = dict[str, list[float]]
-pluggy_spec, pluggy_impl = pluggy.HookspecMarker("benchmark"), pluggy.HookimplMarker("benchmark")
-
-
-class Specs:
-    """What the plugins are called with in pluggy's own way."""
-
-    @pluggy_spec
-    def on_step(self, event: cc.Step) -> None:
-        """The loop finished a step."""
-
-    @pluggy_spec
-    def on_saved(self, event: cc.Saved) -> None:
-        """A checkpoint is complete."""
 
 
 class Rare:
     """A plugin that wants no step of these."""
 
-    @pluggy_impl
     @cc.hookimpl(every=NEVER)
     def on_step(self, event: cc.Step) -> None:
         """Do nothing."""
@@ -73,24 +55,15 @@ class Rare:
 class Eager:
     """A plugin that wants every step."""
 
-    @pluggy_impl
+    @peers.impl
     @cc.hookimpl
     def on_step(self, event: cc.Step) -> None:
         """Do nothing."""
 
-    @pluggy_impl
+    @peers.impl
     @cc.hookimpl
     def on_saved(self, event: cc.Saved) -> None:
         """Do nothing."""
-
-
-def through_pluggy(plugins: Iterable[object]) -> Any:
-    """Return pluggy's callers of the hooks."""
-    manager = pluggy.PluginManager("benchmark")
-    manager.add_hookspecs(Specs)
-    for plugin in plugins:
-        manager.register(plugin)
-    return manager.hook
 
 
 def per_call(
@@ -139,40 +112,18 @@ def entered(stack: ExitStack, *plugins: object) -> tuple[cc.Run[Any], Any]:
     return stack.enter_context(cc.Callbacks(checkpoint, *plugins).run(state)), state
 
 
-def nothing_due(stack: ExitStack) -> dict[str, Sample]:
-    """Return the samples where no plugin wants the step."""
-    run, state = entered(stack, *(Rare() for _ in range(PLUGINS)))
-    hook = through_pluggy(Rare() for _ in range(PLUGINS))
-    event = cc.Step(0, state, {})  # made once: the least that pluggy can cost
+def nothing_due(stack: ExitStack, plugins: int = PLUGINS) -> dict[str, Sample]:
+    """Return the samples where no plugin wants the step, and those of the peers."""
+    run, state = entered(stack, *(Rare() for _ in range(plugins)))
 
     def ours(steps: Iterable[int]) -> None:
         for step in steps:
             run.on_step(step, state)
 
-    def by_pluggy(steps: Iterable[int]) -> None:
-        for _ in steps:
-            hook.on_step(event=event)
-
-    return {"on_step": per_call(ours), "pluggy": per_call(by_pluggy)}
-
-
-def keras() -> dict[str, Sample]:
-    """Return the sample of Keras, if there is one."""
-    if not find_spec("keras"):
-        return {}
-    from keras.callbacks import Callback, CallbackList
-
-    class Idle(Callback):  # type: ignore[misc]
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            """Do nothing."""
-
-    callbacks = CallbackList([Idle() for _ in range(PLUGINS)])
-
-    def by_keras(steps: Iterable[int]) -> None:
-        for step in steps:
-            callbacks.on_train_batch_end(step)
-
-    return {"keras": per_call(by_keras)}
+    return {
+        "on_step": per_call(ours),
+        **{name: per_call(tell) for name, tell in peers.tellers(plugins).items()},
+    }
 
 
 def with_metrics(stack: ExitStack) -> dict[str, Sample]:
@@ -198,7 +149,7 @@ def every_step(stack: ExitStack) -> dict[str, Sample]:
     run, state = entered(stack, *(Eager() for _ in range(LISTENERS)))
     hooks = Hooks([Eager() for _ in range(LISTENERS)])
     hooks.first_step(0)
-    hook = through_pluggy(Eager() for _ in range(LISTENERS))
+    hook = peers.through_pluggy(Eager() for _ in range(LISTENERS))
     metrics: dict[str, float] = {}
 
     def ours(steps: Iterable[int]) -> None:
@@ -219,7 +170,7 @@ def every_step(stack: ExitStack) -> dict[str, Sample]:
 def every_checkpoint() -> dict[str, Sample]:
     """Return the samples of an event that any thread may emit, and that is made for it."""
     hooks = Hooks([Eager() for _ in range(LISTENERS)])
-    hook = through_pluggy(Eager() for _ in range(LISTENERS))
+    hook = peers.through_pluggy(Eager() for _ in range(LISTENERS))
     metrics: dict[str, float] = {}
     path = Path("run")
 
@@ -309,12 +260,18 @@ def importing(runs: int) -> tuple[Samples, Samples]:
     return beyond[0], beyond[1]
 
 
-def table_of(found: Samples, cpu: Samples, memory: Samples) -> list[measure.Row]:
+def rows(found: Samples, cpu: Samples, memory: Samples) -> list[measure.Row]:
     """Return the lines of the table."""
+    titles = {
+        "pluggy": "pluggy",
+        "keras": "Keras",
+        "transformers": "Hugging Face",
+        "ignite": "Ignite",
+        "lightning": "Lightning",
+    }
     return [
         measure.Row(f"on_step, {PLUGINS} plugins, nothing due", found["on_step"], limit=0.15e-6),
-        measure.Row(f"  pluggy, {PLUGINS} plugins", found["pluggy"]),
-        measure.Row(f"  Keras, {PLUGINS} callbacks", found.get("keras")),
+        *(measure.Row(f"  {title}", found.get(peer)) for peer, title in titles.items()),
         measure.Row("  by pluggy", measure.ratio(found, "on_step", "pluggy"), "x", 0.03),
         measure.Row("  by Keras", measure.ratio(found, "on_step", "keras"), "x", 0.07),
         measure.Row("on_step, 3 scalars on the device", found["metrics"], limit=1e-6),
@@ -342,7 +299,7 @@ def table_of(found: Samples, cpu: Samples, memory: Samples) -> list[measure.Row]
 def main(runs: int, file: Path | None) -> None:
     """Measure what the loop's thread spends on telling what happened."""
     with ExitStack() as stack:
-        samples = nothing_due(stack) | keras() | with_metrics(stack)
+        samples = nothing_due(stack) | with_metrics(stack)
         samples |= every_step(stack) | every_checkpoint()
         gc.collect()
         gc.freeze()  # else a collection looks at all that the libraries made, in whichever sample
@@ -350,11 +307,14 @@ def main(runs: int, file: Path | None) -> None:
         gc.unfreeze()
     found |= saving()
     cpu, memory = importing(max(5, runs // 6))
-
-    packages = ("jax", "pluggy", "orbax-checkpoint", *(["keras"] if "keras" in found else []))
-    versions = {name: version(name) for name in packages}
-    measure.show("CPU of the loop's thread", table_of(found, cpu, memory), versions)
-    measure.write(file, versions=versions, seconds=found, import_seconds=cpu, import_bytes=memory)
+    table = rows(found, cpu, memory)
+    packages = (
+        "jax",
+        "orbax-checkpoint",
+        *(peers.PACKAGES[n] for n in peers.PACKAGES if n in found),
+    )
+    raw = {"seconds": found, "import_seconds": cpu, "import_bytes": memory}
+    measure.report("CPU of the loop's thread", table, packages, file, **raw)
 
 
 if __name__ == "__main__":
