@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from ckpt_callbacks.adapters import StateAdapter, register_adapter
     from ckpt_callbacks.adoption import adopt
     from ckpt_callbacks.inspection import Inspection, inspect
+    from ckpt_callbacks.profile import Profile
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
     from ckpt_callbacks.requests import pin, report_metrics, sync, unpin
     from ckpt_callbacks.restoring import Weights, restore
@@ -102,6 +103,7 @@ __all__ = [
     "OnImprovement",
     "OrbaxCheckpoint",
     "Problem",
+    "Profile",
     "Promoted",
     "RecordError",
     "Run",
@@ -137,6 +139,7 @@ _LATER = {
     "adapters": ("StateAdapter", "register_adapter"),
     "inspection": ("Inspection", "inspect"),
     "adoption": ("adopt",),
+    "profile": ("Profile",),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
     "requests": ("pin", "report_metrics", "sync", "unpin"),
     "restoring": ("Weights", "restore"),

@@ -27,6 +27,7 @@ from ckpt_callbacks.recovery import choose, copy_from, recover, refuse_others
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import MetricPoint, Store, Tracker
 from ckpt_callbacks.system import SystemMetrics
+from ckpt_callbacks.timing import Timed, untimed
 from ckpt_callbacks.worker import Worker
 
 __all__ = ["Engine"]
@@ -69,6 +70,7 @@ class Engine:
         clock: the clocks.
         sending: whether the stores are to send what they only hold for later.
         drain_limit: seconds that each store may take at the end.
+        timed: stands around each piece of work.
 
     Raises:
         ConfigError: the directory cannot be written, or holds foreign checkpoints.
@@ -95,6 +97,7 @@ class Engine:
         clock: Clock | None = None,
         sending: bool = False,
         drain_limit: float = 60.0,
+        timed: Timed = untimed,
     ) -> None:
         self.directory = directory
         self._training = training
@@ -132,7 +135,7 @@ class Engine:
                 directory.meta, chosen.step if chosen else -1, rewound=went_back
             )
             self._exit.callback(log.close)
-            self._buffer = buffer = MetricBuffer(log, self._wake, clock.time)
+            self._buffer = buffer = MetricBuffer(log, self._wake, clock.time, timed)
             self._exit.callback(buffer.close)
             log.expect([store.name for store in stores if isinstance(store, Tracker)])
             self._files = files = Spool(directory.meta / "artifacts", log.expected)
@@ -140,7 +143,7 @@ class Engine:
             self._system = SystemMetrics(directory.root, sample, latest, buffer.append)
             self._exit.callback(self._system.close)
             self._inbox = Inbox(directory, ledger.mutex, self._announce, self._apply)
-            self._saver = saver = Saver(ledger, hooks, buffer.flush, failed)
+            self._saver = saver = Saver(ledger, hooks, buffer.flush, failed, timed)
             if went_back is not None:
                 ledger.went_back(None)
                 saver.evict()  # before a step that was discarded is taken again
@@ -148,13 +151,13 @@ class Engine:
             saver.start()
             self._exit.callback(saver.close)
             for store, info in zip(stores, infos, strict=True):
-                self._start(Worker(store, info, ledger, log, files, hooks))
+                self._start(Worker(store, info, ledger, log, files, hooks, timed))
             self._exit = self._exit.pop_all()
-        self.save = saver.save
-        self.wait = saver.wait
-        self.settle = saver.settle
+        self.save = timed("save")(saver.save)
+        self.wait = timed("waiting for a save")(saver.wait)
+        self.settle = timed("waiting for a save")(saver.settle)
         self.report = saver.report
-        self.log = buffer.append
+        self.log = timed("handing over metrics")(buffer.append)
         self._wake()
 
     def _start(self, worker: Worker) -> None:

@@ -19,6 +19,7 @@ from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.events import Eval, Event, RunEnded, RunStarted, Step
 from ckpt_callbacks.hookspecs import CRITICAL, EVERY, PROJECT, Specs
 from ckpt_callbacks.policy import NEVER
+from ckpt_callbacks.timing import Timed, untimed
 
 __all__ = ["Hooks"]
 
@@ -62,6 +63,7 @@ class Hooks:
         plugins: objects with marked methods.
         critical: gets what a hook marked `critical=True` raises, on the thread where it runs, and
             what would end a thread of ours, such as `SystemExit`.
+        timed: stands around each hook of each plugin.
 
     Raises:
         ConfigError: a plugin has a hook that does not exist, one with a wrong signature,
@@ -72,6 +74,7 @@ class Hooks:
         self,
         plugins: Iterable[object],
         critical: Callable[[BaseException], None] = lambda error: None,
+        timed: Timed = untimed,
     ) -> None:
         self._critical = critical
         self._manager = pluggy.PluginManager(PROJECT)
@@ -85,6 +88,10 @@ class Hooks:
                 self._manager.check_pending()
             except (pluggy.PluginValidationError, ValueError) as error:
                 raise ConfigError(_explain(plugin, error)) from error
+        for name in _NAMES:
+            impls: list[Any] = getattr(self._manager.hook, name).get_hookimpls()
+            for impl in impls:  # here, so that it holds too where pluggy makes the calls
+                impl.function = timed(f"{_plugin_name(impl.plugin)}.{name}")(impl.function)
         self._calls = {name: self._flatten(name) for name in _NAMES}
         self._steps = [_StepCall(call, every) for every, call in self._step_calls()]
         # Of all steps, if that is what all of them want.

@@ -23,6 +23,7 @@ from ckpt_callbacks.errors import ConfigError, UsageError
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.policy import as_step
 from ckpt_callbacks.stores import MetricPoint
+from ckpt_callbacks.timing import Timed, untimed
 
 __all__ = ["MetricBuffer", "MetricLog", "host_floats"]
 
@@ -207,6 +208,7 @@ class MetricBuffer:
         log: where the values go.
         wake: called after some went there.
         now: seconds since the epoch.
+        timed: stands around what waits for the device.
     """
 
     def __init__(
@@ -214,7 +216,9 @@ class MetricBuffer:
         log: MetricLog,
         wake: Callable[[], None],
         now: Callable[[], float] = time.time,
+        timed: Timed = untimed,
     ) -> None:
+        self._timed = timed
         self._now = now
         self._log = log
         self._wake = wake
@@ -259,7 +263,8 @@ class MetricBuffer:
         taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if taken:
             now = self._now()
-            host = _on_host([metrics for _, metrics in taken])
+            with self._timed("reading metrics"):
+                host = _on_host([metrics for _, metrics in taken])
             points: list[MetricPoint] = []
             for (step, _), metrics in zip(taken, host, strict=True):
                 values, problems = host_floats(metrics)

@@ -19,7 +19,9 @@ from ckpt_callbacks.retention import Decision, decide, explain, policy_from_json
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["CheckpointInfo", "Summary", "checkpoints", "find", "summarize", "why"]
+    from ckpt_callbacks.profile import Profile
+
+__all__ = ["CheckpointInfo", "Summary", "as_text", "checkpoints", "find", "summarize", "why"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Summary:
     """Names of the metrics that the policy ranks by."""
     hints: list[str]
     """One line a tracker on how to open it."""
+    profile: Profile | None = None
+    """Where the time went, of a run with `Callbacks(profile=True)`."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table
@@ -75,12 +79,7 @@ class Summary:
         yield from self.hints
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        out = io.StringIO()
-        console = Console(file=out, width=shutil.get_terminal_size((100, 25)).columns)
-        console.print(self, soft_wrap=True)  # the hints in whole lines, to be copied
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        return as_text(self)
 
 
 def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> Summary:
@@ -191,6 +190,16 @@ def _history(directory: RunDirectory, records: Mapping[int, Record]) -> list[Can
         for r in records.values()
         if directory.is_readable(r) or (r.lost and not r.discarded and r.copies)
     ]
+
+
+def as_text(printable: Any) -> str:
+    """Return as plain text what rich can print."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    console = Console(file=out, width=shutil.get_terminal_size((100, 25)).columns)
+    console.print(printable, soft_wrap=True)  # what is no table in whole lines, to be copied
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def size(count: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ckpt_callbacks.artifacts import artifact_name
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
@@ -39,6 +39,10 @@ from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.restoring import Weights
 from ckpt_callbacks.state import check, is_abstract, leaves_of
 from ckpt_callbacks.stores import Store
+from ckpt_callbacks.timing import Timed, untimed
+
+if TYPE_CHECKING:
+    from ckpt_callbacks.profile import Profile
 
 __all__ = ["Run"]
 
@@ -52,6 +56,9 @@ _Taken = tuple[int, Any, Mapping[str, Any] | None, Mapping[str, Any] | None]
 
 class Run(Generic[S]):
     """One pass through a training loop; made by `Callbacks.run`."""
+
+    profile: Profile | None = None
+    """Where the time goes, with `Callbacks(profile=True)`."""
 
     def __init__(
         self,
@@ -69,13 +76,15 @@ class Run(Generic[S]):
         grace: float,
         system_metrics: float | None,
         clock: Clock,
+        timed: Timed = untimed,
     ) -> None:
         self._state: S | None = state
         self._start_from, self._init = start_from, init
         self._config = config
         self._checkpoint = checkpoint
         self._stores = stores
-        self._hooks = Hooks(plugins, critical=self._stop)
+        self._timed = timed
+        self._hooks = Hooks(plugins, critical=self._stop, timed=timed)
         self._resume: Resume = resume
         self._discard_newer = discard_newer
         self._drain_limit = drain_limit
@@ -121,6 +130,7 @@ class Run(Generic[S]):
                 latest=self._latest_step,
                 clock=self._clock,
                 drain_limit=self._drain_limit,
+                timed=self._timed,
             )
             self._saved_at = self._clock.monotonic()
             if engine.resumed:

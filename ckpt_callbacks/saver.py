@@ -24,6 +24,7 @@ from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.state import capture
+from ckpt_callbacks.timing import Timed, untimed
 
 __all__ = ["Saver"]
 
@@ -46,6 +47,7 @@ class Saver:
         hooks: get the events.
         flush: writes down all metrics that the loop has logged so far.
         failed: gets step and error of every save that fails, before its event.
+        timed: stands around the parts of a save.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Saver:
         hooks: Hooks,
         flush: Callable[[], None],
         failed: Callable[[int, BaseException], None] = lambda step, error: None,
+        timed: Timed = untimed,
     ) -> None:
+        self._timed = timed
         self._flush = flush
         self._failed = failed
         self._ledger = ledger
@@ -103,18 +107,20 @@ class Saver:
         started = time.monotonic()
         path = self._ledger.directory.path(step)
         try:
-            captured = capture(state)
+            with self._timed("capture"):
+                captured = capture(state)
             if path.exists():
                 raise ConfigError(f"{path} exists and is not of this run")
             hit("save-begins")
-            self._ledger.saving(step, evaluated, metadata)
+            with self._timed("record of the save"):
+                self._ledger.saving(step, evaluated, metadata)
             hit("record-saving")
         except Exception as error:
             return error
         try:
-            pending = orbax_io.save(
-                path, captured.items, {"run": self._ledger.run_id, "leaves": captured.notes}
-            )
+            about = {"run": self._ledger.run_id, "leaves": captured.notes}
+            with self._timed("Orbax's call"):
+                pending = orbax_io.save(path, captured.items, about)
         except Exception as error:
             self._discard(step)
             return error
@@ -187,9 +193,11 @@ class Saver:
         except Exception:
             logger.exception("the metrics of step %d are not in its record", save.step)
         try:
-            save.pending.result()
+            with self._timed("waiting for the commit"):
+                save.pending.result()
             hit("orbax-committed")
-            files = seal(path)
+            with self._timed("digests and fsync"):
+                files = seal(path)
             hit("files-sealed")
             record = ledger.completed(save.step, files)
             hit("record-complete")

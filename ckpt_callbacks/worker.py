@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ckpt_callbacks.artifacts import Artifact, Spool
 from ckpt_callbacks.events import Evicted, Mirrored, MirrorFailed, Promoted
@@ -19,6 +19,7 @@ from ckpt_callbacks.metrics import MetricLog
 from ckpt_callbacks.plan import Action, Alias, Delete, Publish
 from ckpt_callbacks.situation import Situation
 from ckpt_callbacks.stores import Overview, RunInfo, Store, Tracker, redact
+from ckpt_callbacks.timing import Timed, TimedCalls, untimed
 
 __all__ = ["Worker"]
 
@@ -71,8 +72,11 @@ class Worker:
         log: MetricLog,
         files: Spool,
         hooks: Hooks,
+        timed: Timed = untimed,
     ) -> None:
         self.store = store
+        # Also where it is a plain store, of which nothing else is called.
+        self._call = cast(Tracker, TimedCalls(store, store.name, timed))
         self._info = info
         self._ledger = ledger
         self._log = log
@@ -204,7 +208,7 @@ class Worker:
 
     def _open(self) -> bool:
         self._introduce()
-        refs = {"title": self.store.title, **self.store.open(self._info)}
+        refs = {"title": self.store.title, **self._call.open(self._info)}
         self._ledger.remember(self.store.name, refs, self.store.settings())
         self._list()
         return True
@@ -218,7 +222,7 @@ class Worker:
         self._ledger.expect(self.store.name, self.store.title, settings)
 
     def _close(self) -> bool:
-        self.store.close(self._status)
+        self._call.close(self._status)
         return True
 
     def _log_metrics(self) -> bool:
@@ -227,7 +231,7 @@ class Worker:
             return False
         points, offset = self._log.unsent(self.store.name)
         if points:
-            self.store.log_metrics(points)
+            self._call.log_metrics(points)
             hit("metrics-sent")
             self._log.sent(self.store.name, offset)
             hit("record-sent")
@@ -243,17 +247,17 @@ class Worker:
             before = self._failures.get(what)
             # One that is refused, maybe for good, holds back none but the later ones of its name.
             if artifact.name not in waiting:
-                if self._try(what, partial(self._send, self.store, artifact)):
+                if self._try(what, partial(self._send, artifact)):
                     return True
                 if self._failures.get(what) is not before:
                     return False  # just now; the others have to wait for the next round
             waiting.add(artifact.name)
         return False
 
-    def _send(self, tracker: Tracker, artifact: Artifact) -> bool:
-        tracker.log_artifact(artifact.path, artifact.name)
+    def _send(self, artifact: Artifact) -> bool:
+        self._call.log_artifact(artifact.path, artifact.name)
         hit("artifact-sent")
-        self._files.sent(tracker.name, artifact)
+        self._files.sent(self.store.name, artifact)
         return True
 
     def _show(self) -> bool:
@@ -262,7 +266,7 @@ class Worker:
         if situation is not self._seen:
             overview = self._ledger.overview(self.store.name)
             if overview != self._shown:
-                self.store.show(overview)
+                self._call.show(overview)
                 self._shown = overview
             self._seen = situation
         return True
@@ -276,7 +280,7 @@ class Worker:
         return self._perform(action)
 
     def _list(self) -> None:
-        if listing := self.store.listing():
+        if listing := self._call.listing():
             self._ledger.listed(self.store.name, listing)
 
     def _perform(self, action: Action) -> bool:
@@ -289,7 +293,7 @@ class Worker:
                     hit("publish-begins")
                     ledger.publishing(name, step)
                     hit("record-pending")
-                    copy = self.store.put(checkpoint, aliases)
+                    copy = self._call.put(checkpoint, aliases)
                     hit("published")
                     ledger.copied(name, step, copy)
                     hit("record-copied")
@@ -299,14 +303,14 @@ class Worker:
                         self._promoted(alias, step)
             case Alias(alias, step):
                 hit("alias-begins")
-                moved = self.store.alias(alias, step) is not False
+                moved = self._call.alias(alias, step) is not False
                 hit("alias-moved")
                 self._promoted(alias, step, moved=moved)
             case Delete(step):
                 reason = ledger.explain(step)
                 ledger.deleting(name, step)
                 hit("delete-begins")
-                gone = self.store.delete(step) is not False
+                gone = self._call.delete(step) is not False
                 hit("deleted")
                 ledger.deleted(name, step)
                 hit("record-deleted")

@@ -255,8 +255,10 @@ BUGS = [
         MACHINE,
         ANY_ORDER,
         SAVER,
-        '            save.pending.result()\n            hit("orbax-committed")\n'
-        "            files = seal(path)\n",
+        '            with self._timed("waiting for the commit"):\n'
+        "                save.pending.result()\n"
+        '            hit("orbax-committed")\n            with self._timed("digests and fsync"):\n'
+        "                files = seal(path)\n",
         "            files = seal(path)\n"
         '            save.pending.result()\n            hit("orbax-committed")\n',
     ),
@@ -372,24 +374,24 @@ BUGS = [
         KILL,
         f"{KILLED_AT}[metrics-sent]",
         WORKER,
-        "            self.store.log_metrics(points)\n"
+        "            self._call.log_metrics(points)\n"
         '            hit("metrics-sent")\n'
         "            self._log.sent(self.store.name, offset)\n",
         "            self._log.sent(self.store.name, offset)\n"
         '            hit("metrics-sent")\n'
-        "            self.store.log_metrics(points)\n",
+        "            self._call.log_metrics(points)\n",
     ),
     Bug(
         "a file of the user's counts as sent before it is",
         ORBAX,
         "test_artifacts.py::test_a_lost_reply_means_that_it_is_sent_again",
         WORKER,
-        "        tracker.log_artifact(artifact.path, artifact.name)\n"
+        "        self._call.log_artifact(artifact.path, artifact.name)\n"
         '        hit("artifact-sent")\n'
-        "        self._files.sent(tracker.name, artifact)\n",
-        "        self._files.sent(tracker.name, artifact)\n"
+        "        self._files.sent(self.store.name, artifact)\n",
+        "        self._files.sent(self.store.name, artifact)\n"
         '        hit("artifact-sent")\n'
-        "        tracker.log_artifact(artifact.path, artifact.name)\n",
+        "        self._call.log_artifact(artifact.path, artifact.name)\n",
     ),
     Bug(
         "a file of the user's counts before its copy is whole",

@@ -13,6 +13,7 @@ import pytest
 
 import ckpt_callbacks as cc
 from ckpt_callbacks import adapters
+from ckpt_callbacks.testing import MemoryStore
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -115,3 +116,25 @@ def test_reading_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(cast["model"]["body"]["bias"][0]) == 1.0
     assert isinstance(arrays["model"]["head"]["kernel"], np.ndarray)
     assert "├─ model" in capsys.readouterr().out
+
+
+def test_where_the_time_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    class Bell:
+        @cc.hookimpl
+        def on_saved(self, event: cc.Saved) -> None:
+            """Ring."""
+
+    def train(run: cc.Run[Any]) -> None:
+        run.on_step(0, run.state)
+
+    about = {
+        "checkpoint": cc.OrbaxCheckpoint("run", save=cc.EveryNSteps(1), keep=cc.LatestN(1)),
+        "tracker": MemoryStore(),
+        "state": {"w": jnp.ones(3)},
+    }
+    exec(block("profile=True"), {"cc": cc, "Bell": Bell, "train": train, **about})
+
+    told = capsys.readouterr().out
+    assert re.match(r"callbacks took [0-9.]+ % of [0-9.]+ m?s; the largest: ", told)
+    for name in ("run.on_step", "Orbax's call", "memory: put"):
+        assert f"│ {name} " in told
