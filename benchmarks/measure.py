@@ -229,7 +229,7 @@ def show(title: str, rows: Sequence[Row], versions: Mapping[str, str]) -> None:
         table.add_column(name, justify="left" if name in {"what", ""} else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.cells())
-    console = Console(width=max(118, Console().width))
+    console = Console(width=max(140, Console().width))
     console.print(table)
     about = machine()
     console.print(

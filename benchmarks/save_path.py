@@ -76,9 +76,9 @@ def plain(folder: Path, state: State) -> float:
 class Bench:
     """A state, and the ways to save it; each returns the seconds of its parts."""
 
-    def __init__(self, folder: Path, mebibytes: int) -> None:
+    def __init__(self, folder: Path, mebibytes: int, leaves: int = LEAVES) -> None:
         self.folder = folder
-        self.state = new_state(mebibytes)
+        self.state = new_state(mebibytes, leaves)
         self.number = 0
 
     def advance(self) -> float:
