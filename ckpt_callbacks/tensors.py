@@ -69,25 +69,28 @@ def of_contents(contents: Contents) -> dict[Path, Tensor]:
 
 
 class _Ahead:
-    """Reads leaves in the order that they are asked for, with the small ones that follow."""
+    """Reads leaves, and where they are asked for in their order the small ones that follow."""
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self.targets = contents.template()
         self._order = {path: i for i, path in enumerate(self.targets)}
+        self._next = 0
         self._read: dict[Path, Any] = {}
 
     def read(self, path: Path) -> Any:
+        at = self._order[path]
         if path not in self._read:
-            paths = list(self.targets)[self._order[path] :]
+            following = list(self.targets)[at:] if at == self._next else [path]
             total = 0
             chosen: dict[Path, Any] = {}
-            for at in paths:
-                total += self._contents.leaves[at].leaf.nbytes
+            for name in following:
+                total += self._contents.leaves[name].leaf.nbytes
                 if chosen and total > _AHEAD:
                     break
-                chosen[at] = self.targets[at]
+                chosen[name] = self.targets[name]
             self._read = self._contents.load(chosen, "saved", numpy=True)
+        self._next = at + 1
         return self._read.pop(path)
 
 
