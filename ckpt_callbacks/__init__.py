@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from ckpt_callbacks.adoption import adopt
     from ckpt_callbacks.inspection import Inspection, inspect
     from ckpt_callbacks.profile import Profile
+    from ckpt_callbacks.renaming import KeyMap, KeyPlan, Rule
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
     from ckpt_callbacks.requests import pin, report_metrics, sync, unpin
     from ckpt_callbacks.restoring import Weights, restore
@@ -94,6 +95,8 @@ __all__ = [
     "Evicted",
     "Inspection",
     "KeepPolicy",
+    "KeyMap",
+    "KeyPlan",
     "LatestN",
     "MirrorFailed",
     "Mirrored",
@@ -106,6 +109,7 @@ __all__ = [
     "Profile",
     "Promoted",
     "RecordError",
+    "Rule",
     "Run",
     "RunEnded",
     "RunStarted",
@@ -140,6 +144,7 @@ _LATER = {
     "inspection": ("Inspection", "inspect"),
     "adoption": ("adopt",),
     "profile": ("Profile",),
+    "renaming": ("KeyMap", "KeyPlan", "Rule"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
     "requests": ("pin", "report_metrics", "sync", "unpin"),
     "restoring": ("Weights", "restore"),
