@@ -30,6 +30,7 @@ __all__ = [
     "metadata",
     "preservation_context",
     "save",
+    "save_plain",
     "steps",
 ]
 
@@ -74,6 +75,20 @@ def save(path: Path, items: Items, metadata: Mapping[str, Any]) -> PendingSave:
             path, dict(items), custom_metadata=dict(metadata)
         )
     return pending
+
+
+def save_plain(path: Path, item: str, tree: Any, metadata: Mapping[str, Any]) -> None:
+    """Write a pytree as an item of a checkpoint, or, with the item `WHOLE`, as all of it.
+
+    The latter by the old functions (v0): the new ones read it too, but they write items only.
+    """
+    if item != WHOLE:
+        save(path, {item: tree}, metadata).result()
+        return
+    from orbax import checkpoint as v0
+
+    with v0.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path, tree, custom_metadata=dict(metadata))
 
 
 def load(path: Path, like: Items) -> dict[str, Any]:

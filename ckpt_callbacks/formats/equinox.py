@@ -1,0 +1,198 @@
+"""Files of `eqx.tree_serialise_leaves`, also with a first line of JSON as Equinox's guide has it.
+
+Such a file has arrays one after the other, and no names: it is read into a module, or what
+`eqx.filter_eval_shape` makes of one, and the leaves have to fit in number, shape and dtype.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any, BinaryIO, NoReturn
+
+from ckpt_callbacks.atomic import new_file
+from ckpt_callbacks.errors import ConfigError, StateMismatch
+from ckpt_callbacks.extras import require
+from ckpt_callbacks.formats._equinox_file import arrays, fitted, header, is_stored
+from ckpt_callbacks.leaves import key_impl
+from ckpt_callbacks.paths import show
+from ckpt_callbacks.state import apply, leaves_of, names_of
+from ckpt_callbacks.tensors import Tensors
+
+__all__ = ["hyper_parameters", "matches", "read", "read_into", "write", "write_module"]
+
+_KEYS = (
+    "holds typed PRNG keys, which Equinox cannot store: have jax.random.key_data(keys) in its place"
+)
+
+
+def matches(path: FilePath) -> bool:
+    """Return whether a file has Equinox's suffix."""
+    return path.suffix == ".eqx" and path.is_file()
+
+
+def read(path: FilePath) -> NoReturn:
+    """Raise, since the file has no names to read the leaves by.
+
+    Raises:
+        ConfigError: always; it says what to do instead.
+    """
+    raise ConfigError(
+        f"{path} was written by Equinox and has no names, only arrays one after the other: give "
+        "like=, the module that was saved, or what eqx.filter_eval_shape makes of its class"
+    )
+
+
+def write(
+    path: FilePath,
+    tensors: Tensors,
+    metadata: Mapping[str, Any],
+    *,
+    like: Any = None,
+    **options: Any,
+) -> None:
+    """Write the leaves in the order that a module has them in, and metadata as the first line.
+
+    Args:
+        path: of the file.
+        tensors: the leaves.
+        metadata: JSON; without any there is no such line.
+        like: the module, which has the same leaves as the tensors.
+        options: none.
+
+    Raises:
+        ConfigError: there is no `like`.
+        StateMismatch: the leaves are not those of `like`, or as `write_module` has it.
+    """
+    if options:
+        raise ConfigError(f"a file of Equinox has no option {', '.join(options)}: it has like")
+    if like is None:
+        raise ConfigError(
+            f"{path} is to be written as Equinox does, in the order in which a module has its "
+            "leaves: give like=, the module"
+        )
+    wanted = leaves_of(like).keys()
+    if unlike := sorted(map(show, wanted ^ tensors.keys())):
+        raise StateMismatch(
+            f"like and what is to be written have different leaves: {', '.join(unlike[:5])}"
+        )
+    for names, tensor in tensors.items():
+        if tensor.leaf.kind == "key":
+            raise StateMismatch(f"the leaf at {show(names)} {_KEYS}")
+    module = apply(like, {names: tensor.read() for names, tensor in tensors.items()})
+    write_module(path, module, dict(metadata) or None)
+
+
+def write_module(
+    path: FilePath, module: Any, hyper_parameters: Any = None, filter_spec: Any = None
+) -> None:
+    """Write a module as `eqx.tree_serialise_leaves` does, at exactly the path that is given.
+
+    Args:
+        path: of the file; no suffix is put to it.
+        module: any pytree; what is neither an array nor a number is left out, as Equinox does.
+        hyper_parameters: JSON for the first line, which Equinox's own function does not have.
+        filter_spec: as Equinox has it; what it writes is not checked.
+
+    Raises:
+        ConfigError: the hyper-parameters are no JSON.
+        StateMismatch: a leaf is of a dtype that Equinox could not read back.
+    """
+    import jax
+    import numpy as np
+
+    line = b"" if hyper_parameters is None else _line(hyper_parameters)
+    leaves = jax.tree_util.tree_flatten_with_path(module)[0] if filter_spec is None else []
+    for keys, leaf in leaves:
+        if why := _unstorable(leaf):
+            raise StateMismatch(f"the leaf at {show(names_of(keys))} {why}")
+    with new_file(path) as file:
+        file.write(line)
+        if filter_spec is not None:
+            require("equinox", extra="equinox", who="filter_spec")
+            import equinox
+
+            equinox.tree_serialise_leaves(file, module, filter_spec=filter_spec)
+        for _, leaf in leaves:
+            if is_stored(leaf):
+                np.save(file, np.asarray(leaf), allow_pickle=False)
+
+
+def hyper_parameters(path: FilePath) -> Any:
+    """Return the JSON in the first line of a file; `None` if there is no such line.
+
+    Raises:
+        CorruptCheckpoint: the first line is neither JSON nor an array.
+    """
+    with path.open("rb") as file:
+        return header(path, file)
+
+
+def read_into(path: FilePath, like: Any, filter_spec: Any = None) -> Any:
+    """Return `like` with the leaves of a file.
+
+    Args:
+        path: of the file.
+        like: a module, or an abstract one with a `jax.ShapeDtypeStruct` for each array.
+        filter_spec: as Equinox has it. With one that pickles, it would run code: it is the
+            caller's to answer for; and damage cannot be told from what does not fit.
+
+    Raises:
+        CorruptCheckpoint: the file is damaged, or holds a pickle.
+        StateMismatch: it does not fit `like`; the message names the leaf.
+    """
+    import jax
+
+    with path.open("rb") as file:
+        header(path, file)
+        if filter_spec is not None:
+            return _filtered(path, file, like, filter_spec)
+        stored = list(arrays(path, file))
+    flat, treedef = jax.tree_util.tree_flatten_with_path(like)
+    count = sum(is_stored(leaf) for _, leaf in flat)
+    if len(stored) != count:
+        raise StateMismatch(f"{path} has {len(stored)} leaves, and the module {count}")
+    rest = iter(stored)
+    new = [
+        fitted(path, next(rest), leaf, show(names_of(keys))) if is_stored(leaf) else leaf
+        for keys, leaf in flat
+    ]
+    return jax.tree_util.tree_unflatten(treedef, new)
+
+
+def _line(hyper_parameters: Any) -> bytes:
+    try:
+        return json.dumps(hyper_parameters).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the hyper-parameters are no JSON: {error}") from error
+
+
+def _unstorable(leaf: Any) -> str | None:
+    """Return why Equinox could not read back a leaf that it writes, if so."""
+    import jax
+    import numpy as np
+
+    if not is_stored(leaf):
+        return None
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "is abstract: it has a shape and a dtype, but no values"
+    if key_impl(getattr(leaf, "dtype", np.dtype(bool))):
+        return _KEYS
+    dtype = np.asarray(leaf).dtype  # of a large whole number: an object
+    if dtype.kind not in "biufc" and dtype != jax.numpy.bfloat16:
+        return f"is of dtype {dtype}, which Equinox cannot store"
+    return None
+
+
+def _filtered(path: FilePath, file: BinaryIO, like: Any, filter_spec: Any) -> Any:
+    require("equinox", extra="equinox", who="filter_spec")
+    import equinox
+
+    try:
+        new = equinox.tree_deserialise_leaves(file, like, filter_spec=filter_spec)
+    except (RuntimeError, ValueError, TypeError, EOFError) as error:
+        raise StateMismatch(f"{path} does not fit like with its filter_spec: {error}") from error
+    if file.read(1):
+        raise StateMismatch(f"{path} has more leaves than like with its filter_spec")
+    return new
