@@ -65,7 +65,9 @@ from ckpt_callbacks.schedule import (
 if TYPE_CHECKING:
     from ckpt_callbacks.adapters import StateAdapter, register_adapter
     from ckpt_callbacks.adoption import adopt
+    from ckpt_callbacks.exporting import export
     from ckpt_callbacks.inspection import Inspection, inspect
+    from ckpt_callbacks.loading import load_params
     from ckpt_callbacks.profile import Profile
     from ckpt_callbacks.renaming import KeyMap, KeyPlan, Rule
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
@@ -126,9 +128,11 @@ __all__ = [
     "Weights",
     "adopt",
     "checkpoints",
+    "export",
     "find",
     "hookimpl",
     "inspect",
+    "load_params",
     "pin",
     "register_adapter",
     "report_metrics",
@@ -141,7 +145,9 @@ __all__ = [
 # What a training script may do without, or needs only once it runs, is loaded when it is used.
 _LATER = {
     "adapters": ("StateAdapter", "register_adapter"),
+    "exporting": ("export",),
     "inspection": ("Inspection", "inspect"),
+    "loading": ("load_params",),
     "adoption": ("adopt",),
     "profile": ("Profile",),
     "renaming": ("KeyMap", "KeyPlan", "Rule"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,6 +58,55 @@ def inspect_command(source: str, which: str, depth: int | None) -> None:
 
     step = int(which) if which.isdecimal() else which
     _print(lambda: inspect(source, step).text(depth))
+
+
+@main.command(name="export")
+@click.argument("source")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--format", help="Such as safetensors or npz; by the suffix of DEST if not given.")
+@click.option("--which", default="last", show_default=True, help="A step, or an alias.")
+@click.option("--only", multiple=True, help="A path such as params, or a pattern; repeatable.")
+@click.option("--unstack", multiple=True, metavar="GROUP", help="Give each layer its own arrays.")
+@click.option("--stack", multiple=True, metavar="GROUP", help="Put all layers into one array.")
+@click.option("--axis", type=int, help="The axis of the layers in one array; 0 if not given.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+def export_command(
+    source: str,
+    dest: Path,
+    axis: int | None,
+    unstack: tuple[str, ...],
+    stack: tuple[str, ...],
+    only: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Write the checkpoint SOURCE as DEST, in a format of another library.
+
+    SOURCE is a run directory, a checkpoint of Orbax, a file in one of the formats, or an address
+    such as mlflow:/digits@best. GROUP is what the layers are below, such as layers.
+    """
+    from ckpt_callbacks.exporting import export
+
+    if axis is not None and not (unstack or stack):
+        raise click.UsageError("--axis says where --stack and --unstack have the layers; give one")
+    forms = _forms(unstack, stack, axis or 0)
+    try:
+        path = export(source, dest, only=only or None, transform=forms, **options)
+    except (CkptCallbacksError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"wrote {path}")
+
+
+main.add_command(export_command, "convert")
+
+
+def _forms(unstack: tuple[str, ...], stack: tuple[str, ...], axis: int) -> list[partial[Any]]:
+    if not (unstack or stack):
+        return []
+    from ckpt_callbacks import forms
+
+    return [partial(forms.unstack, group=group, axis=axis) for group in unstack] + [
+        partial(forms.stack, group=group, axis=axis) for group in stack
+    ]
 
 
 @main.command(name="verify")

@@ -15,7 +15,7 @@ from ckpt_callbacks.paths import STATES, Path, dotted
 from ckpt_callbacks.record import File
 from ckpt_callbacks.state import ROOT, children, leaves_of, names_of
 
-__all__ = ["Contents", "Stored", "key_of"]
+__all__ = ["Contents", "Stored", "finished", "key_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,10 @@ class Contents:
         loaded = orbax_io.load(self.path, like) if like else {}
         flat = {folder: jax.tree_util.tree_leaves(loaded[folder]) for folder, _ in asked.values()}
         return {
-            at: _finished(flat[folder][i], self.leaves[at], wanted[at], dtype, numpy=numpy)
+            at: finished(flat[folder][i], self.leaves[at], wanted[at], dtype, numpy=numpy)
             for at, (folder, i) in asked.items()
         } | {
-            at: _finished(value, self.leaves[at], wanted[at], dtype, numpy=numpy)
+            at: finished(value, self.leaves[at], wanted[at], dtype, numpy=numpy)
             for at, value in self._values.items()
             if at in wanted
         }
@@ -229,7 +229,7 @@ def _target(stored: Stored, wanted: Any, dtype: DType, *, numpy: bool) -> Any:
     return np.empty(*_form(meta))
 
 
-def _finished(loaded: Any, stored: Stored, wanted: Any, dtype: DType, *, numpy: bool) -> Any:
+def finished(loaded: Any, stored: Stored, wanted: Any, dtype: DType, *, numpy: bool) -> Any:
     """Return a leaf as it was saved, where the state has it."""
     import jax
     import numpy as np

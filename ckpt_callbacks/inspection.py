@@ -18,7 +18,7 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.leaves import Leaf
 from ckpt_callbacks.manifest import files_in
 from ckpt_callbacks.paths import Path, show
-from ckpt_callbacks.record import Record
+from ckpt_callbacks.record import File, Record
 from ckpt_callbacks.report import checkpoints, size
 from ckpt_callbacks.sources import visit
 from ckpt_callbacks.stores import Store
@@ -111,8 +111,8 @@ def inspect(
         CorruptCheckpoint: its metadata is damaged, and there is no other copy.
     """
 
-    def reader(path: FilePath, record: Record | None) -> Inspection:
-        return _inspected(str(source), path, record)
+    def reader(path: FilePath, record: Record | None, files: Mapping[str, File]) -> Inspection:
+        return _inspected(str(source), path, record, files)
 
     found = visit("inspect", source, which, reader, stores=stores)
     if is_address(source) or not (run := RunDirectory(source).read_run()):
@@ -122,8 +122,9 @@ def inspect(
     return replace(found, aliases=row.aliases, reason=row.reason) if row else found
 
 
-def _inspected(source: str, path: FilePath, record: Record | None) -> Inspection:
-    files = record.files if record else {}
+def _inspected(
+    source: str, path: FilePath, record: Record | None, files: Mapping[str, File]
+) -> Inspection:
     # In the folders of the processes are arrays only: what they are is in the files beside them.
     about = {name: file for name, file in files.items() if "/ocdbt.process_" not in name}
     contents = Contents(path, files=about)

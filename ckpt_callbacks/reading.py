@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 from ckpt_callbacks import orbax_io
 from ckpt_callbacks.contents import Contents, key_of
 from ckpt_callbacks.errors import CheckpointNotFound, StateMismatch
-from ckpt_callbacks.leaves import DType, leaf_of
+from ckpt_callbacks.leaves import DType, Leaf, leaf_of
 from ckpt_callbacks.matching import check_same
 from ckpt_callbacks.paths import Path as Names
 from ckpt_callbacks.paths import Selection, show
 from ckpt_callbacks.record import File
 from ckpt_callbacks.state import ROOT, apply, leaves_of, put
 
-__all__ = ["compare", "read", "read_alone", "read_freely"]
+__all__ = ["compare", "read", "read_alone", "read_freely", "tell_dtypes"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
@@ -39,23 +39,23 @@ def read(
     """
     contents, targets, wanted = _matched(path, like, files, only, dtype, as_numpy=as_numpy)
     if dtype == "saved":
-        _tell_dtypes(path, targets, contents)
+        tell_dtypes(str(path), targets, {at: stored.leaf for at, stored in contents.leaves.items()})
     loaded = contents.load(targets, dtype, numpy=as_numpy)
     restored: S = apply(like, {wanted[key]: value for key, value in loaded.items()})
     return restored
 
 
-def _tell_dtypes(path: Path, targets: Mapping[Names, Any], contents: Contents) -> None:
+def tell_dtypes(where: str, targets: Mapping[Names, Any], leaves: Mapping[Names, Leaf]) -> None:
     """Say which arrays have another dtype than the state would have them."""
     differ: list[str] = []
     for key, value in targets.items():
-        here, there = leaf_of(value), contents.leaves[key].leaf
+        here, there = leaf_of(value), leaves[key]
         if here and here.kind == there.kind == "array" and here.dtype != there.dtype:
             differ.append(f"{show(key)} ({there.dtype}, not {here.dtype})")
     if differ:
         logger.warning(
             "%s: these keep the dtype that they were saved with: %s%s",
-            path,
+            where,
             ", ".join(differ[:5]),
             f" and {len(differ) - 5} more" * (len(differ) > 5),
         )

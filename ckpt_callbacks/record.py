@@ -26,6 +26,7 @@ __all__ = [
     "RunFile",
     "gone_from_json",
     "gone_to_json",
+    "numbers",
     "record_from_json",
     "record_to_json",
     "run_from_json",
@@ -146,7 +147,7 @@ class RunFile:
 
 def record_to_json(record: Record) -> str:
     """Return the text of a record's file."""
-    return _dump({**asdict(record), "metrics": _numbers(record.metrics)})
+    return _dump({**asdict(record), "metrics": numbers(record.metrics)})
 
 
 def record_from_json(text: str, where: str) -> Record:
@@ -189,7 +190,7 @@ def record_from_json(text: str, where: str) -> Record:
 
 def gone_to_json(gone: Gone) -> str:
     """Return the line of an evicted checkpoint, without its end."""
-    return json.dumps({**asdict(gone), "metrics": _numbers(gone.metrics)}, allow_nan=False)
+    return json.dumps({**asdict(gone), "metrics": numbers(gone.metrics)}, allow_nan=False)
 
 
 def gone_from_json(line: str, where: str) -> Gone:
@@ -244,7 +245,7 @@ def run_from_json(text: str, where: str) -> RunFile:
         raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
+def numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
     """Return metrics as JSON has them: it knows no NaN and no infinity."""
     return {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
 

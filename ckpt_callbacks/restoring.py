@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, overload
@@ -13,7 +13,7 @@ from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.leaves import DType
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.reading import read, read_freely
-from ckpt_callbacks.record import Record
+from ckpt_callbacks.record import File, Record
 from ckpt_callbacks.sources import visit
 from ckpt_callbacks.stores import Store
 
@@ -105,8 +105,7 @@ def restore(
         raise ConfigError(f"restore: dtype must be one of {get_args(DType)}, not {dtype!r}")
     selection = None if only is None else Selection(only)
 
-    def reader(path: Path, record: Record | None) -> Any:
-        files = record.files if record else None
+    def reader(path: Path, _: Record | None, files: Mapping[str, File]) -> Any:
         if like is None:
             return read_freely(path, files, selection, as_numpy=as_numpy)
         return read(path, like, files, selection, dtype=dtype, as_numpy=as_numpy)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, CorruptCheckp
 from ckpt_callbacks.manifest import verify as check_files
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import Candidate, as_step
-from ckpt_callbacks.record import Record
+from ckpt_callbacks.record import File, Record
 from ckpt_callbacks.recovery import copy_from
 from ckpt_callbacks.retention import policy_from_json, promote
 from ckpt_callbacks.stores import Store
@@ -26,8 +25,9 @@ __all__ = ["Reader", "visit"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
-Reader = Callable[[Path, Record | None], S]
-"""Gets a checkpoint and its record, if it has one, with the files that are yet to be checked."""
+Files = Mapping[str, File]
+Reader = Callable[[Path, Record | None, Files], S]
+"""Gets a checkpoint, its record if it has one, and those files that are yet to be checked."""
 
 
 def visit(
@@ -50,7 +50,7 @@ def visit(
         return _from_tracker(owner, source, reader, which, only, verify=verify)
     root = Path(source).expanduser().absolute()
     if not (root / ".ckpt_callbacks").is_dir():
-        return reader(_of_others(root, which), None)
+        return reader(_of_others(root, which), None, {})
     directory = RunDirectory(root)
     which = which if isinstance(which, str) else as_step(owner, which)
     return _from_run(directory, which, reader, stores, verify=verify)
@@ -67,7 +67,7 @@ def _from_run(
     while True:
         record = _resolve(directory, which)
         try:
-            state = reader(directory.path(record.step), record if verify else _checked(record))
+            state = reader(directory.path(record.step), record, record.files if verify else {})
         except Exception as error:
             if not _moved_on(directory, record, which):
                 if not isinstance(error, CorruptCheckpoint):
@@ -135,7 +135,7 @@ def _from_elsewhere(
         if not copy_from(list(zip(there, infos, strict=True)), record, copy):
             raise error
         logger.error("%s. It is read from another copy", error)
-        return reader(copy, _checked(record))
+        return reader(copy, record, {})
 
 
 def _from_tracker(
@@ -157,12 +157,7 @@ def _from_tracker(
         record = fetch(address, copy, only=only)
         if verify:  # maybe fewer items than were saved
             check_files(copy, record.files, orbax_io.item_names(copy))
-        return reader(copy, _checked(record))
-
-
-def _checked(record: Record) -> Record:
-    """Return a record of which no file is yet to be checked."""
-    return replace(record, files={})
+        return reader(copy, record, {})
 
 
 def _resolve(directory: RunDirectory, which: int | str) -> Record:

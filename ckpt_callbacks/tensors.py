@@ -6,7 +6,7 @@ little more than one leaf is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,9 +59,9 @@ def of_state(state: Any) -> dict[Path, Tensor]:
     return found
 
 
-def of_contents(contents: Contents) -> dict[Path, Tensor]:
-    """Return the leaves of a checkpoint; those that save themselves are left out."""
-    reader = _Ahead(contents)
+def of_contents(contents: Contents, only: Collection[Path] | None = None) -> dict[Path, Tensor]:
+    """Return the leaves of a checkpoint, or some; those that save themselves are left out."""
+    reader = _Ahead(contents, only)
     return {
         path: Tensor(contents.leaves[path].leaf, partial(reader.read, path))
         for path in reader.targets
@@ -71,9 +71,10 @@ def of_contents(contents: Contents) -> dict[Path, Tensor]:
 class _Ahead:
     """Reads leaves, and where they are asked for in their order the small ones that follow."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, only: Collection[Path] | None) -> None:
         self._contents = contents
-        self.targets = contents.template()
+        every = contents.template()
+        self.targets = {at: x for at, x in every.items() if only is None or at in only}
         self._order = {path: i for i, path in enumerate(self.targets)}
         self._next = 0
         self._read: dict[Path, Any] = {}
@@ -105,8 +106,9 @@ def to_array(tensor: Tensor) -> tuple[Any, Note]:
         case "array":
             scalar = {"type": "scalar"} if isinstance(value, np.generic) else {}
             return np.asarray(value, order="C"), scalar
-        case "str":
-            return np.frombuffer(value.encode(), np.uint8), {"type": "str"}
+        case "str" | "bytes":
+            data = value.encode() if isinstance(value, str) else value
+            return np.frombuffer(data, np.uint8), {"type": leaf.kind}
         case "float":
             return np.asarray(value, np.float64), {"type": "float"}
     stored, note = encode(value)

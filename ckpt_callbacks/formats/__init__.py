@@ -11,7 +11,7 @@ from ckpt_callbacks.tensors import Tensors
 
 __all__ = ["FORMATS", "Format", "format_of", "named"]
 
-FORMATS = ("safetensors", "msgpack", "equinox", "orbax")
+FORMATS = ("safetensors", "npz", "msgpack", "equinox", "orbax")
 """Names of the modules here, and of the formats."""
 
 

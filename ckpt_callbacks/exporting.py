@@ -1,0 +1,142 @@
+"""Checkpoints that travel: one written as a file of another library."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ckpt_callbacks import formats
+from ckpt_callbacks.errors import CkptCallbacksError, ConfigError, StateMismatch
+from ckpt_callbacks.manifest import fsync
+from ckpt_callbacks.opening import Transform, as_transforms, opened
+from ckpt_callbacks.paths import Selection
+from ckpt_callbacks.stores import Store
+from ckpt_callbacks.tensors import Tensors
+
+__all__ = ["export"]
+
+_SUFFIXES = {
+    ".safetensors": "safetensors",
+    ".npz": "npz",
+    ".npy": "npz",
+    ".msgpack": "msgpack",
+    ".eqx": "equinox",
+}
+
+
+def export(
+    source: Any,
+    dest: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    which: int | str = "last",
+    only: str | Collection[str] | None = None,
+    stores: Sequence[Store] | None = None,
+    transform: Transform | Sequence[Transform] | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """Write a checkpoint, or a part of it, in a format of another library.
+
+    Little more than one leaf is in memory at a time. `dest` is there only once all of it is
+    durable; what goes wrong leaves nothing, and a kill a folder `.export-…` beside it. What is
+    known of the checkpoint is written with the leaves, where the format has a place for it: step,
+    time, run, metrics, your `metadata=`, the digest of its record, and what `only` was; of a
+    file, what it said itself.
+
+    Leaves that save themselves, such as iterators of Grain, are left out, and a message says so.
+
+    Args:
+        source: a run directory, a checkpoint or an address, as `restore` takes it; a file or a
+            folder in one of the formats that `export` writes; or a live state.
+        dest: the file or folder to write, in a folder that exists.
+        format: `safetensors`, `npz`, …; by the suffix of `dest` if not given. A folder needs it.
+        which: in a run directory, an alias such as `best` or `last`, or a step.
+        only: paths in the source, such as `params`, as `restore` takes them.
+        stores: where to look for another copy of a damaged checkpoint, as in `restore`.
+        transform: a function of `Tensors`, or several, one after the other, for other names or
+            another form: `partial(cc.unstack, group="layers")`.
+        overwrite: replace what is there: a file, or a folder in the same format.
+        options: of the format.
+
+    Returns:
+        `dest`, as an absolute path.
+
+    Raises:
+        ConfigError: the format is not known, `dest` is there already or has no folder to be in,
+            an option is none of the format, or `source` is nothing that can be read.
+        StateMismatch: a leaf cannot be told in this format, or the live state has no values.
+        RecordError, CheckpointNotFound, CorruptCheckpoint: as `restore` has it.
+    """
+    target = Path(dest).expanduser().absolute()
+    name = _format_of(target, format)
+    _check_place(target, name, overwrite=overwrite)
+    transforms = as_transforms("export", transform)
+    selection = None if only is None else Selection(only)
+
+    def use(tensors: Tensors, about: Mapping[str, Any]) -> None:
+        for function in transforms:
+            tensors = function(tensors)
+        if not tensors:
+            raise StateMismatch(f"export: {transforms} left no leaf of {source}")
+        chosen = {} if only is None else {"only": [only] if isinstance(only, str) else list(only)}
+        # In a folder of its own, since it may be written again, from another copy.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+            made = Path(folder, target.name)
+            try:
+                formats.named(name).write(made, tensors, {**about, **chosen}, **options)
+            except CkptCallbacksError as error:
+                raise type(error)(str(error).replace(str(made), str(target))) from error
+            _check_place(target, name, overwrite=overwrite)  # it took a while
+            _move(Path(folder), target)
+
+    opened("export", source, which, use, selection, stores)
+    return target
+
+
+def _format_of(target: Path, given: str | None) -> str:
+    """Return the format to write `target` in.
+
+    Raises:
+        ConfigError: it is not known, or the suffix says another.
+    """
+    by_suffix = _SUFFIXES.get(target.suffix)
+    name = given or by_suffix
+    if name not in formats.FORMATS:
+        known = {s: n for s, n in _SUFFIXES.items() if n in formats.FORMATS}
+        raise ConfigError(
+            f"export: {f'format {name!r}' if name else target.name} is not known; formats are "
+            f"{', '.join(formats.FORMATS)}, and suffixes {', '.join(known)}"
+            + " (a folder needs format=)"
+            * (name is None)
+        )
+    if by_suffix not in (None, name):
+        raise ConfigError(f"export: {target.name} is a name for {by_suffix}, not for {name}")
+    return name
+
+
+def _check_place(target: Path, name: str, *, overwrite: bool) -> None:
+    """Raise ConfigError if nothing can be written at `target`."""
+    if not target.parent.is_dir():
+        raise ConfigError(f"export: there is no folder {target.parent}: make it first")
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise ConfigError(f"export: {target} is there already; overwrite=True replaces it")
+    run = (target / ".ckpt_callbacks").exists()
+    if target.is_dir() and (run or formats.format_of(target) != name):
+        what = "a run directory" if run else f"a folder that is not in the format {name}"
+        raise ConfigError(f"export: {target} is {what}, which is not overwritten")
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Let what was written in `folder` take the place of what there is, `target` last."""
+    for made in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
+        there = target.with_name(made.name)
+        if there.is_dir() and not there.is_symlink():  # which a rename does not replace
+            there.rename(folder / f".{made.name}.old")
+        made.replace(there)
+    fsync(target.parent)
