@@ -14,6 +14,7 @@ from ckpt_callbacks.contents import Contents
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Path, Selection, show
+from ckpt_callbacks.pickles import refuse_pickle
 from ckpt_callbacks.record import File, Record, numbers
 from ckpt_callbacks.sources import visit
 from ckpt_callbacks.state import capture, leaves_of
@@ -104,7 +105,7 @@ def _format(owner: str, path: FilePath) -> str | None:
     """Return the format of a file or folder, or `None` where a checkpoint of Orbax may be.
 
     Raises:
-        ConfigError: there is nothing, or a file that nothing here reads.
+        ConfigError: there is nothing, a pickle, or a file that nothing here reads.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -113,6 +114,7 @@ def _format(owner: str, path: FilePath) -> str | None:
     if not path.exists():
         raise ConfigError(f"{owner}: there is no {path}")
     if (name := formats.format_of(path)) is None:
+        refuse_pickle(path)
         raise ConfigError(
             f"{owner}: {path} is in no format that is read here: {', '.join(formats.FORMATS)}"
         )
