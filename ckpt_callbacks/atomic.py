@@ -11,7 +11,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from ckpt_callbacks.errors import ConfigError
-from ckpt_callbacks.manifest import fsync, settle
+from ckpt_callbacks.manifest import fsync, fsync_tree
 
 __all__ = ["new_file", "new_folder"]
 
@@ -43,7 +43,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     part = _beside(path)
     try:
         yield part
-        settle(part)
+        fsync_tree(part)
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -19,6 +19,7 @@ __all__ = [
     "digest_of",
     "files_in",
     "fsync",
+    "fsync_tree",
     "link_tree",
     "seal",
     "settle",
@@ -66,6 +67,15 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
+def fsync_tree(root: Path) -> None:
+    """Make all files and folders below `root` survive a power cut, and its name."""
+    for folder, _, _ in os.walk(root):
+        fsync(Path(folder))
+    for path in files_in(root):
+        fsync(path)
+    fsync(root.parent)
+
+
 def seal(root: Path) -> dict[str, File]:
     """Make a committed checkpoint durable and read-only, and return its files.
 
@@ -78,15 +88,9 @@ def seal(root: Path) -> dict[str, File]:
 
 def settle(root: Path) -> dict[str, File]:
     """Make a committed checkpoint durable, and return its files, whose modes stay."""
-    files: dict[str, File] = {}
-    for path in files_in(root):
-        fsync(path)
-        size = path.stat().st_size
-        files[path.relative_to(root).as_posix()] = File(size, digest_of(path))
-    for folder, _, _ in os.walk(root):
-        fsync(Path(folder))
-    fsync(root.parent)
-    return dict(sorted(files.items()))
+    fsync_tree(root)
+    found = {path.relative_to(root).as_posix(): path for path in files_in(root)}
+    return {n: File(p.stat().st_size, digest_of(p)) for n, p in sorted(found.items())}
 
 
 def verify(root: Path, files: Mapping[str, File], only: Collection[str] | None = None) -> None:

@@ -24,13 +24,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
+from ckpt_callbacks.atomic import new_file, new_folder
 from ckpt_callbacks.errors import ConfigError, StateMismatch
 from ckpt_callbacks.formats._safetensors_header import METADATA, build, is_text
 from ckpt_callbacks.formats._safetensors_leaves import Stored, stored
@@ -45,7 +43,6 @@ from ckpt_callbacks.formats._safetensors_reader import (
     read,
 )
 from ckpt_callbacks.formats.naming import names_of, split
-from ckpt_callbacks.manifest import fsync
 from ckpt_callbacks.tensors import Tensors
 
 __all__ = ["dumps", "loads", "matches", "read", "write"]
@@ -97,17 +94,17 @@ def write(
             f"max_shard_size must be bytes, and path a folder for the shards: it is "
             f"{max_shard_size!r}, and path {path}"
         )
-    if path.is_file() or (path.is_dir() and (whole or any(path.iterdir()))):
+    if path.exists():
         raise ConfigError(f"{path} exists: give another path, or move it away")
     leaves = _plan(tensors, naming)
     text = _metadata(metadata, naming)
-    with _replacing(path) as temporary:
-        if whole:
-            _write_file(temporary, leaves, text)
-        else:
-            temporary.mkdir()
-            _write_shards(temporary, leaves, text, max_shard_size or _SHARD)
-            fsync(temporary)
+    if whole:
+        with new_file(path) as file:
+            _fill(file, leaves, text)
+        return
+    with new_folder(path) as folder:
+        folder.mkdir()
+        _write_shards(folder, leaves, text, max_shard_size or _SHARD)
 
 
 def dumps(tensors: Tensors, metadata: Mapping[str, Any], *, naming: str = "dots") -> bytes:
@@ -155,31 +152,23 @@ def _fill(file: BinaryIO, leaves: Mapping[str, Stored], metadata: Mapping[str, s
         file.write(leaf.data().data)
 
 
-def _write_file(path: FilePath, leaves: Mapping[str, Stored], text: Mapping[str, str]) -> None:
-    with path.open("xb") as file:
-        _fill(file, leaves, text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _write_shards(
     folder: FilePath, leaves: Mapping[str, Stored], text: Mapping[str, str], size: int
 ) -> None:
     shards = _shards(leaves, size)
     if len(shards) == 1:
-        _write_file(folder / f"model{SUFFIX}", leaves, text)
+        with (folder / f"model{SUFFIX}").open("xb") as file:
+            _fill(file, leaves, text)
         return
     where: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
         shard = f"model-{i:05}-of-{len(shards):05}{SUFFIX}"
         where |= dict.fromkeys(names, shard)
-        _write_file(folder / shard, {name: leaves[name] for name in names}, text)
+        with (folder / shard).open("xb") as file:
+            _fill(file, {name: leaves[name] for name in names}, text)
     total = sum(leaf.nbytes for leaf in leaves.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-    with (folder / f"model{INDEX}").open("x", encoding="utf-8") as file:
-        json.dump(index, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / f"model{INDEX}").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _shards(leaves: Mapping[str, Stored], size: int) -> list[list[str]]:
@@ -197,24 +186,3 @@ def _shards(leaves: Mapping[str, Stored], size: int) -> list[list[str]]:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-@contextmanager
-def _replacing(path: FilePath) -> Iterator[FilePath]:
-    """Yield a name beside `path`: what is there becomes `path`, or is gone if the block fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    _remove(temporary)  # that of a process which was killed
-    try:
-        yield temporary
-        temporary.rename(path)
-    except BaseException:
-        _remove(temporary)
-        raise
-    fsync(path.parent)
-
-
-def _remove(path: FilePath) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
