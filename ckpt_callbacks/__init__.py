@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from ckpt_callbacks.adapters import StateAdapter, register_adapter
     from ckpt_callbacks.adoption import adopt
     from ckpt_callbacks.exporting import export
+    from ckpt_callbacks.forms import stack, strip, unstack
     from ckpt_callbacks.inspection import Inspection, inspect
     from ckpt_callbacks.loading import load_params
     from ckpt_callbacks.profile import Profile
@@ -137,18 +138,22 @@ __all__ = [
     "register_adapter",
     "report_metrics",
     "restore",
+    "stack",
+    "strip",
     "sync",
     "unpin",
+    "unstack",
     "verify",
 ]
 
 # What a training script may do without, or needs only once it runs, is loaded when it is used.
 _LATER = {
     "adapters": ("StateAdapter", "register_adapter"),
+    "adoption": ("adopt",),
     "exporting": ("export",),
+    "forms": ("stack", "strip", "unstack"),
     "inspection": ("Inspection", "inspect"),
     "loading": ("load_params",),
-    "adoption": ("adopt",),
     "profile": ("Profile",),
     "renaming": ("KeyMap", "KeyPlan", "Rule"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),

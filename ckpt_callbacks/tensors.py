@@ -69,7 +69,7 @@ def of_contents(contents: Contents, only: Collection[Path] | None = None) -> dic
 
 
 class _Ahead:
-    """Reads leaves, and where they are asked for in their order the small ones that follow."""
+    """Reads leaves with the small ones that follow, while they are asked for in their order."""
 
     def __init__(self, contents: Contents, only: Collection[Path] | None) -> None:
         self._contents = contents
@@ -81,17 +81,19 @@ class _Ahead:
 
     def read(self, path: Path) -> Any:
         at = self._order[path]
-        if path not in self._read:
-            following = list(self.targets)[at:] if at == self._next else [path]
-            total = 0
-            chosen: dict[Path, Any] = {}
-            for name in following:
-                total += self._contents.leaves[name].leaf.nbytes
-                if chosen and total > _AHEAD:
-                    break
-                chosen[name] = self.targets[name]
-            self._read = self._contents.load(chosen, "saved", numpy=True)
-        self._next = at + 1
+        in_order, self._next = at == self._next, at + 1
+        if path in self._read:
+            return self._read.pop(path)
+        chosen = {path: self.targets[path]}
+        if not in_order:
+            return self._contents.load(chosen, "saved", numpy=True)[path]
+        total = self._contents.leaves[path].leaf.nbytes
+        for name in list(self.targets)[at + 1 :]:
+            total += self._contents.leaves[name].leaf.nbytes
+            if total > _AHEAD:
+                break
+            chosen[name] = self.targets[name]
+        self._read = self._contents.load(chosen, "saved", numpy=True)
         return self._read.pop(path)
 
 

@@ -213,3 +213,13 @@ def test_fine_tuning_begins_with_the_weights_of_the_best(script: Any, tmp_path: 
         assert content(first) == content(pretrained["model"].layers[0])
         assert content(last) == content(fresh["model"].layers[1])
         assert content(state["optimizer"]) == content(fresh["optimizer"])
+
+
+def test_stacked_layers_are_taken_apart_without_a_change(script: Any, tmp_path: Path) -> None:
+    printed = script("stacked_layers.py", "--directory", tmp_path, "--steps", 100)
+
+    best = cc.find(tmp_path / "stacked-layers", "best").metrics["val_accuracy"]
+    accuracy = float(printed.partition("an accuracy of ")[2].split()[0])
+    assert accuracy == pytest.approx(best, abs=0.003)  # scan rounds otherwise than a loop
+    assert accuracy > 0.8
+    assert "the next step is the same: True" in printed
