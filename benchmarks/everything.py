@@ -27,9 +27,10 @@ SCRIPTS = {
     "save_path": ["--rounds", "10"],
     "mirrors": [],
     "restore": [],
-    "whole_loop": ["--rounds", "10"],
+    "whole_loop": ["--rounds", "8"],
     "data_files": [],
-    "scaling": [],
+    "export": ["--rounds", "5"],
+    "scaling": ["--rounds", "3"],
 }
 SHORT = {
     "hot_path": ["--runs", "3"],
@@ -38,6 +39,7 @@ SHORT = {
     "restore": ["--mebibytes", "16", "--rounds", "2"],
     "whole_loop": ["--rounds", "1"],
     "data_files": ["--mebibytes", "16", "--rounds", "2"],
+    "export": ["--mebibytes", "16", "--rounds", "1"],
     "scaling": ["--rounds", "1", "--largest", "16"],
 }
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"

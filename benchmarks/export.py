@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,22 +26,10 @@ from typing import Any
 import click
 
 import measure
+from save_path import LEAVES, new_state
 
-LEAVES = 32
 WAYS = ("plain", "flax", "state", "checkpoint")
 """Only the last one begins without the state in memory."""
-
-
-def new_state(mebibytes: int) -> dict[str, Any]:
-    """Return arrays of JAX that cannot be compressed."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    size = mebibytes * 2**20 // 4 // LEAVES
-    normal = np.random.default_rng(0).standard_normal
-    state = {f"w{i}": jnp.asarray(normal(size, "f4")) for i in range(LEAVES)}
-    return jax.block_until_ready(state)  # so that no copy is made later
 
 
 def save(root: Path, mebibytes: int) -> None:
@@ -91,12 +77,6 @@ def prepared(way: str, root: Path, mebibytes: int) -> Callable[[Path], None]:
     return partial({"plain": plain, "flax": flax}[way], state)
 
 
-def resident(name: str) -> int:
-    """Return the memory of this process that the system counts under a name."""
-    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
-
-
 def child(way: str, root: Path, mebibytes: int) -> None:
     """Write once, durably, and print what it took beyond what was there before."""
     path = root.parent / "export.safetensors"
@@ -104,9 +84,9 @@ def child(way: str, root: Path, mebibytes: int) -> None:
         source = root if size == mebibytes else root.parent / "small"
         write = prepared(way, source, size)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = resident("VmRSS")
+        before = measure.status("VmRSS")
         seconds, _ = measure.once(lambda write=write: durable(write, path))
-        peak = resident("VmHWM") - before
+        peak = measure.status("VmHWM") - before
         path.unlink()
     print(json.dumps({"seconds": seconds, "peak": peak}))  # noqa: T201
 
@@ -128,21 +108,22 @@ def sample(way: str, root: Path, mebibytes: int) -> dict[str, float]:
     return found
 
 
-def table_of(found: dict[str, list[dict[str, float]]]) -> list[measure.Row]:
+def rows(found: dict[str, list[dict[str, float]]], mebibytes: int) -> list[measure.Row]:
     """Return the lines of the table."""
+    most = (mebibytes / LEAVES + 200) * 2**20
     seconds = {way: [taken["seconds"] for taken in samples] for way, samples in found.items()}
     peaks = {way: [taken["peak"] for taken in samples] for way, samples in found.items()}
     return [
         measure.Row("a state in memory, until durable", seconds["state"], "s"),
         measure.Row("  write, digest and fsync", seconds["plain"], "s"),
         measure.Row("  safetensors.flax and fsync", seconds.get("flax"), "s"),
-        measure.Row("  by write", measure.ratio(seconds, "state", "plain"), "x", 1.2),
-        measure.Row("  by safetensors.flax", measure.ratio(seconds, "state", "flax"), "x", 1.0),
+        measure.Row("  by write", measure.ratio(seconds, "state", "plain"), "x", 1.3),
+        measure.Row("  by safetensors.flax", measure.ratio(seconds, "state", "flax"), "x"),
         measure.Row("a checkpoint of Orbax, until durable", seconds["checkpoint"], "s"),
-        measure.Row("memory beyond the state", peaks["state"], "MB"),
+        measure.Row("memory beyond the state", peaks["state"], "MB", most),
         measure.Row("  write and digest", peaks["plain"], "MB"),
         measure.Row("  safetensors.flax", peaks.get("flax"), "MB"),
-        measure.Row("memory for a checkpoint", peaks["checkpoint"], "MB"),
+        measure.Row("memory for a checkpoint", peaks["checkpoint"], "MB", most),
     ]
 
 
@@ -171,10 +152,9 @@ def main(
         save(Path(folder) / "small", 1)
         samples = {way: partial(sample, way, root, mebibytes) for way in ways}
         found = measure.interleaved(samples, rounds)
-    names = ["jax", "orbax-checkpoint", *(["safetensors"] if "flax" in ways else [])]
-    versions = {name: version(name) for name in names}
-    measure.show(f"Exporting {mebibytes} MiB", table_of(found), versions)
-    measure.write(file, versions=versions, mebibytes=mebibytes, found=found)
+    packages = ["jax", "orbax-checkpoint", *(["safetensors"] if "flax" in ways else [])]
+    table = rows(found, mebibytes)
+    measure.report(f"Exporting {mebibytes} MiB", table, packages, file, found=found)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def new_state(mebibytes: int, leaves: int = LEAVES) -> State:
     """Return float arrays of random normals, of a size in all."""
     normal = np.random.default_rng(0).standard_normal
     size = mebibytes * 2**20 // 4 // leaves
-    return {f"w{i}": jnp.asarray(normal(size, "f4")) for i in range(leaves)}
+    state = {f"w{i}": jnp.asarray(normal(size, "f4")) for i in range(leaves)}
+    return jax.block_until_ready(state)  # so that no copy is made later
 
 
 def plain(folder: Path, state: State) -> float:

@@ -218,12 +218,15 @@ class Profile:
 
         table = Table()
         table.add_column("what", overflow="fold")
-        table.add_column("thread")
-        for title in ("calls", "own", "total", "mean", "max", "CPU"):
+        for title in ("calls", "own", "total", "max", "CPU"):
             table.add_column(title, justify="right", no_wrap=True)
-        for row in self.rows:
-            times = (row.own, row.seconds, row.mean, row.max, row.cpu)
-            table.add_row(row.name, row.thread, f"{row.calls:,}", *map(_text, times))
+        for where, title in (("loop", "loop's thread"), ("background", "background")):
+            table.add_section()
+            table.add_row(f"[bold]{title}[/bold]")
+            for row in self.rows:
+                if row.thread == where:
+                    times = (row.own, row.seconds, row.max, row.cpu)
+                    table.add_row(row.name, f"{row.calls:,}", *map(_text, times))
         yield self.line()
         yield table
 
