@@ -18,7 +18,7 @@ from ckpt_callbacks.state import leaves_of
 
 __all__ = ["Tensor", "Tensors", "from_array", "of_contents", "of_state", "to_array"]
 
-_AHEAD = 64 * 2**20
+_AHEAD = 32 * 2**20
 """Bytes of small leaves that are read together with one, since each read takes Orbax a while."""
 
 
