@@ -59,7 +59,7 @@ def markdown(found: dict[str, Any], when: str) -> str:
             "",
             "| what | median | 95 % interval | 5 to 95 % of rounds | target | |",
             "|---|---|---|---|---|---|",
-            *("| " + " | ".join(row).replace("|   ", "| &emsp;") + " |" for row in of["rows"]),
+            *(f"| {' | '.join(row)} |".replace("|   ", "| &emsp;") for row in of["rows"]),
             "",
         ]
     packages = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
@@ -91,7 +91,11 @@ def of_devices() -> str:
 @click.argument("names", nargs=-1)
 def main(short: bool, write: bool, names: tuple[str, ...]) -> None:
     """Run all benchmarks that have a target, or those of some NAMES."""
+    results = HERE / "results.json"
     found: dict[str, Any] = {}
+    if names and results.is_file():  # those of the others stay
+        found = json.loads(results.read_text("utf-8"))
+        found.pop("date")
     with tempfile.TemporaryDirectory(prefix="ckpt-callbacks-") as folder:
         pictures = HERE if write else Path(folder)
         for name, options in (SHORT if short else SCRIPTS).items():
@@ -104,7 +108,7 @@ def main(short: bool, write: bool, names: tuple[str, ...]) -> None:
             found[name] = json.loads(file.read_text("utf-8"))
     if write:
         today = datetime.now(UTC).strftime("%Y-%m-%d")
-        (HERE / "results.json").write_text(json.dumps({"date": today, **found}) + "\n", "utf-8")
+        results.write_text(json.dumps({"date": today, **found}) + "\n", "utf-8")
         readme = HERE / "README.md"
         text = readme.read_text("utf-8")
         before, after = text.split(BEGIN)[0], text.split(END)[1]

@@ -31,7 +31,7 @@ import measure
 import servers
 
 STEPS, EVERY = 150, 50
-WIDTH, LAYERS, BATCH = 1024, 8, 24
+WIDTH, LAYERS, BATCH = 1024, 8, 64
 
 optimizer = optax.adam(1e-3)
 

@@ -211,3 +211,21 @@ def test_what_orbax_is_given_are_the_arrays_of_the_state(
     assert len(arrays) >= 10
     wanted = {id(a): a.shape for a in arrays}
     assert [{id(a): a.shape for a in leaves} for leaves in given] == [wanted, wanted]
+
+
+def test_mirrors_on_the_same_disk_add_no_copy(tmp_path: Path) -> None:
+    state = {"params": jnp.arange(4 * 2**20, dtype=jnp.float32)}
+    stores = (
+        embedded.tracker(tmp_path),
+        WandbTracker(project="digits", mode="offline", dir=tmp_path / "logs"),
+    )
+    with callbacks_in(tmp_path / "run", *stores, drain_limit=60).run(state) as run:
+        run.on_step(0, state)
+
+    own = {p.stat().st_ino: p.stat() for p in manifest.files_in(tmp_path / "run" / "0")}
+    size = sum(status.st_size for status in own.values())
+    assert size >= 16 * 2**20
+    assert all(status.st_nlink >= 3 for status in own.values() if status.st_size)
+    files = {p.stat().st_ino: p for p in manifest.files_in(tmp_path) if p.suffix != ".db"}
+    added = sum(p.stat().st_size for ino, p in files.items() if ino not in own)
+    assert added <= 0.01 * size
