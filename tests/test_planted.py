@@ -247,8 +247,8 @@ BUGS = [
         FILES,
         "test_manifest.py::test_a_sealed_tree_is_on_the_disk",
         MANIFEST,
-        "        fsync(path)\n        size",
-        "        size",
+        "        fsync(path)\n    fsync(root.parent)",
+        "        pass\n    fsync(root.parent)",
     ),
     Bug(
         "a checkpoint is sealed before Orbax has committed it",
