@@ -157,7 +157,7 @@ class Callbacks:
             raise ConfigError(f"run: the keys of config must be strings, not {odd[0]!r}")
         kind: type[Run[S]] = Run
         if self._profile:
-            from ckpt_callbacks.profile import ProfiledRun
+            from ckpt_callbacks.profiled import ProfiledRun
 
             kind = ProfiledRun
         return kind(

@@ -8,30 +8,25 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
-from types import TracebackType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from ckpt_callbacks.clock import Clock
-from ckpt_callbacks.report import Summary, as_text
-from ckpt_callbacks.run import Run
+from ckpt_callbacks.text import as_text
 from ckpt_callbacks.timing import Timing
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Profile", "ProfiledRun", "Row"]
+__all__ = ["Profile", "Row"]
 
 logger = logging.getLogger("ckpt_callbacks")
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S")
 
-_CALLS = ("on_step", "on_eval", "save", "wait", "log_artifact")
-"""What the loop calls."""
 _NAMED = 3
 """How many of the largest are named in one line."""
 
@@ -232,46 +227,6 @@ class Profile:
 
     def __str__(self) -> str:
         return as_text(self)
-
-
-class ProfiledRun(Run[S]):
-    """A run that is timed; made by `Callbacks.run` with `profile=True`."""
-
-    profile: Profile
-
-    def __init__(self, *arguments: Any, clock: Clock, **options: Any) -> None:
-        self.profile = Profile(clock)
-        super().__init__(*arguments, clock=clock, timed=self.profile.timed, **options)
-        for name in _CALLS:
-            setattr(self, name, self._timed(f"run.{name}")(getattr(self, name)))
-
-    def __enter__(self) -> Run[S]:
-        self.profile.begin()
-        with self._timed("entering the run"):
-            return super().__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            with self._timed("leaving the run"):
-                super().__exit__(kind, error, trace)
-        finally:
-            self.profile.end()
-            if self._started and os.getpid() == self._pid:
-                # Not `info`, since who asked for it is to see it where no logging is set up.
-                logger.warning("%s", self.profile)
-
-    @property
-    def state(self) -> S:
-        with self._timed("run.state"):
-            return super().state
-
-    def summary(self) -> Summary:
-        return replace(super().summary(), profile=self.profile)
 
 
 def _text(seconds: float) -> str:

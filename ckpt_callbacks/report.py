@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +13,14 @@ from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.policy import Candidate, KeepPolicy, as_step
 from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.retention import Decision, decide, explain, policy_from_json, ranked_metrics
+from ckpt_callbacks.text import as_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from ckpt_callbacks.profile import Profile
 
-__all__ = ["CheckpointInfo", "Summary", "as_text", "checkpoints", "find", "summarize", "why"]
+__all__ = ["CheckpointInfo", "Summary", "checkpoints", "find", "summarize", "why"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,16 +189,6 @@ def _history(directory: RunDirectory, records: Mapping[int, Record]) -> list[Can
         for r in records.values()
         if directory.is_readable(r) or (r.lost and not r.discarded and r.copies)
     ]
-
-
-def as_text(printable: Any) -> str:
-    """Return as plain text what rich can print."""
-    from rich.console import Console
-
-    out = io.StringIO()
-    console = Console(file=out, width=shutil.get_terminal_size((100, 25)).columns)
-    console.print(printable, soft_wrap=True)  # what is no table in whole lines, to be copied
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def size(count: int) -> str:
