@@ -31,7 +31,10 @@ DType = Literal["saved", "cast", "error"]
 Note = dict[str, Any]
 """JSON that says of a stored leaf what it was: `type`, `dtype`, `shape` or `key`."""
 
-_STORED_AS_BYTES = ("uint2", "uint4", "float8_e4m3")
+_STORED_AS_BYTES = (
+    *("int1", "uint1", "uint2", "uint4"),
+    *("float6_e2m3fn", "float6_e3m2fn", "float8_e4m3"),
+)
 """What TensorStore (0.1.86) has no dtype for."""
 _WIDE = ("float64", "int64", "uint64", "complex128")
 _INT64 = range(-(2**63), 2**63)
@@ -130,7 +133,8 @@ def _kind_and_name(dtype: Any) -> tuple[str, str]:
     if impl := key_impl(dtype):
         return "key", impl
     dtype = np.dtype(dtype)
-    odd = dtype.kind in "OUSMm" or dtype in (np.longdouble, np.clongdouble)
+    # `W` are complex numbers of 16-bit floats, which neither JAX nor TensorStore have.
+    odd = dtype.kind in "OUSMmW" or dtype in (np.longdouble, np.clongdouble)
     return ("", "") if odd or issubclass(dtype.type, np.void) else ("array", dtype.name)
 
 

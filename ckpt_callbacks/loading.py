@@ -233,6 +233,8 @@ def _placed(tensor: Tensor, wanted: Any, dtype: DType, *, copy: bool) -> Any:
 
     value = np.array(x) if isinstance(x := tensor.read(), np.ndarray) and copy else x
     on_device = isinstance(wanted, jax.Array | jax.ShapeDtypeStruct)
+    if isinstance(value, np.ndarray) and not (value.shape or tensor.leaf.on_device):
+        value = _number(value, wanted)
     if tensor.leaf.kind == "key":
         keys = jax.random.wrap_key_data(jax.numpy.asarray(value), impl=tensor.leaf.dtype)
         pinned = getattr(wanted, "committed", True)
@@ -240,6 +242,16 @@ def _placed(tensor: Tensor, wanted: Any, dtype: DType, *, copy: bool) -> Any:
     if on_device and isinstance(value, np.generic):
         value = np.asarray(value)
     return finished(value, Stored("", None, None, tensor.leaf), wanted, dtype, numpy=False)
+
+
+def _number(value: Any, wanted: Any) -> Any:
+    """Return an array without dimensions as a number where the state has one, and Orbax none."""
+    import numpy as np
+
+    if isinstance(wanted, np.generic):
+        return value[()]
+    same = isinstance(wanted, bool | complex) and type(value.item()) is type(wanted)
+    return value.item() if same else value
 
 
 def _nested(tensors: Tensors, *, copy: bool) -> dict[str, Any]:

@@ -186,6 +186,7 @@ def test_what_does_not_fit_is_named(saved: Any, like: Any, why: str, tmp_path: P
     [
         (jax.random.key(0), "the leaf at a/0 holds typed PRNG keys"),
         (jnp.ones(2, jnp.float8_e4m3fn), "a/0 is of dtype float8_e4m3fn"),
+        (jnp.ones(2, jnp.float8_e5m2), "a/0 is of dtype float8_e5m2"),  # of kind `f`
         (jnp.ones(2, jnp.int4), "a/0 is of dtype int4"),
         (2**70, "a/0 is of dtype object"),  # NumPy would pickle it
         (np.array([{}]), "a/0 is of dtype object"),

@@ -1,19 +1,28 @@
 """The code in the README does what it says there."""
 
 import re
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mlflow
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from flax import nnx
 
 import ckpt_callbacks as cc
 from ckpt_callbacks import adapters
+from ckpt_callbacks.cli import main
+from ckpt_callbacks.formats import npz
 from ckpt_callbacks.testing import MemoryStore
+from embedded import tracker, uri
+from saved import tree_digest
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -23,6 +32,13 @@ def block(holding: str) -> str:
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
     (found,) = [block for block in blocks if holding in block]
     return str(found)
+
+
+def shell(holding: str) -> list[str]:
+    """Return the lines of the one block of commands in the README that holds a text."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    (found,) = [block for block in blocks if holding in block]
+    return str(found).splitlines()
 
 
 def save(root: str, state: Any) -> None:
@@ -138,3 +154,58 @@ def test_where_the_time_goes(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.match(r"callbacks took [0-9.]+ % of [0-9.]+ m?s; the largest: ", told)
     for name in ("run.on_step", "Orbax's call", "memory: put"):
         assert f"│ {name} " in told
+
+
+class Layers(nnx.Module):
+    def __init__(self, value: float) -> None:
+        self.kernel = nnx.Param(value + jnp.arange(12.0).reshape(3, 2, 2))
+        self.bias = nnx.Param(jnp.full((3, 2), value))
+
+
+class Model(nnx.Module):
+    """Layers that are stacked for `jax.lax.scan`."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.layers = Layers(value)
+
+
+@pytest.fixture
+def _digits(tmp_path: Path) -> Iterator[None]:
+    """Have a run in `runs/digits` and in MLflow, of which the first of two steps is the best."""
+    mlflow.set_tracking_uri(uri(tmp_path))
+    save_at = cc.OrbaxCheckpoint(
+        "runs/digits", save=cc.EveryNSteps(1), keep=cc.LatestN(1) | cc.BestN(1, "score", mode="max")
+    )
+    callbacks = cc.Callbacks(save_at, tracker(tmp_path), drain_limit=60)
+    with callbacks.run({"model": Model(), "step": 0}) as run:
+        for step in (0, 1):
+            run.on_eval(step, {"score": 1.0 - step})
+            run.on_step(step, {"model": Model(step + 1.0), "step": step})
+    yield
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.usefixtures("_digits")
+def test_checkpoints_that_travel() -> None:
+    made: dict[str, Any] = {"cc": cc, "nnx": nnx, "make_model": Model}
+
+    exec(block("cc.export("), made)
+
+    expected = tree_digest(nnx.state(Model(1.0)))
+    assert tree_digest(nnx.state(made["model"])) == expected
+    with np.load("digits.npz") as arrays:
+        assert arrays["model.layers.kernel"].tolist() == Model(1.0).layers.kernel.tolist()
+        assert arrays["step"] == 0
+    Path("digits.safetensors").unlink()
+    Path("digits.npz").unlink()
+
+    for line in shell("ckpt-callbacks export"):
+        command, *arguments = shlex.split(line)
+        done = CliRunner().invoke(main, arguments)
+        assert (command, done.exit_code) == ("ckpt-callbacks", 0), done.output
+
+    layers = {f"model.layers_{i}.{name}" for i in range(3) for name in ("kernel", "bias")}
+    with np.load("digits.npz") as arrays:
+        assert set(arrays) - {npz.NOTES} == layers
+    model = cc.load_params("digits.npz", like=nnx.eval_shape(Model))
+    assert tree_digest(nnx.state(model)) == expected

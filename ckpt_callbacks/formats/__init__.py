@@ -1,4 +1,30 @@
-"""Files of other libraries, in and out: one module a format, which satisfies `Format`."""
+"""Files of other libraries, in and out: one module a format, which satisfies `Format`.
+
+Each holds every kind of leaf bit for bit, with its dtype, shape and type, but for what is in this
+table. What it refuses is a `StateMismatch` that names the leaf, and nothing is written. What is in
+the table are kinds as `tests/test_format_matrix.py` names them, which tests all of it.
+
+=========== =========================================== ===========================================
+format      refuses                                     gives back as something else
+=========== =========================================== ===========================================
+safetensors nothing                                     nothing
+npz         nothing                                     nothing
+msgpack     typed PRNG keys: ``key *``, ``keys``,       nothing
+            ``empty keys``; ``int1``, ``uint1``,
+            ``float6_*``; ``Python int of 71 bits``
+equinox     typed PRNG keys: ``key *``, ``keys``,       text is left out: the module that the file
+            ``empty keys``; ``int1``, ``int2``,         is read into has ``Python str*`` and
+            ``int4``, ``uint1``, ``uint2``, ``uint4``,  ``Python bytes``
+            ``float4_*``, ``float6_*``, ``float8_*``;
+            ``Python int of 71 bits``
+orbax       ``int1``, ``uint1``, ``uint2``, ``uint4``,  arrays without dimensions: ``NumPy *``,
+            ``float6_*``, ``float8_e4m3``,              ``Python bool``, ``Python complex``, but for
+            ``empty *``, ``Python bytes``,              `load_params` with `like=`
+            ``Python int of 71 bits``
+=========== =========================================== ===========================================
+
+Names that a format cannot have are refused too, and leaves that save themselves are left out.
+"""
 
 from __future__ import annotations
 

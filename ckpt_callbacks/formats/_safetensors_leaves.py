@@ -27,7 +27,7 @@ from ckpt_callbacks.tensors import Tensor, from_array, to_array
 __all__ = ["Stored", "stored", "tensor_of"]
 
 _KEPT = {numpy for numpy, _ in DTYPES.values()}
-_SMALL = {"int2": "int8", "int4": "int8", "uint2": "uint8", "uint4": "uint8"}
+_SMALL = {f"{kind}{bits}": f"{kind}8" for kind in ("int", "uint") for bits in (1, 2, 4)}
 _AS_OTHERS: dict[str, tuple[str, tuple[int, ...]]] = {
     **{small: (wide, ()) for small, wide in _SMALL.items()},
     **dict.fromkeys(("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz"), ("uint8", ())),

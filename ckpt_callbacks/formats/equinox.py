@@ -180,7 +180,8 @@ def _unstorable(leaf: Any) -> str | None:
     if key_impl(getattr(leaf, "dtype", np.dtype(bool))):
         return _KEYS
     dtype = np.asarray(leaf).dtype  # of a large whole number: an object
-    if dtype.kind not in "biufc" and dtype != jax.numpy.bfloat16:
+    plain = dtype.kind in "biufc" and dtype.isbuiltin != 2  # one that was added to NumPy
+    if not plain and dtype != jax.numpy.bfloat16:
         return f"is of dtype {dtype}, which Equinox cannot store"
     return None
 

@@ -16,9 +16,10 @@ import pytest
 import pytree2safetensors
 import safetensors.flax
 import safetensors.numpy
-from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub import get_local_safetensors_metadata, split_state_dict_into_shards_factory
 from safetensors import safe_open
 
+import ckpt_callbacks as cc
 from ckpt_callbacks.formats import safetensors as ours
 from ckpt_callbacks.tensors import of_state
 
@@ -156,3 +157,24 @@ def test_shards_are_those_of_hugging_face(tmp_path: Path) -> None:
     tensors, metadata = ours.read(theirs)
     assert metadata == {"format": "pt"}
     assert all(same(tensors[n,].read(), state[n]) for n in state)
+
+
+@pytest.mark.parametrize("size", [None, 40])
+def test_hugging_face_knows_what_is_in_a_folder(size: int | None, tmp_path: Path) -> None:
+    half = jnp.ones((2, 4), jnp.bfloat16)
+    state = {"model": {"a": half, "b": np.arange(6.0)}, "head": np.arange(4), "zero": np.int8(3)}
+    folder = cc.export(state, tmp_path / "ours", format="safetensors", max_shard_size=size)
+
+    found = get_local_safetensors_metadata(folder)
+
+    assert found.sharded == (size is not None)
+    assert found.parameter_count == {"BF16": 8, "F64": 6, "I64": 4, "I8": 1}
+    assert found.weight_map.keys() == {"model.a", "model.b", "head", "zero"}
+    for name, shard in found.weight_map.items():
+        array = safetensors.numpy.load_file(folder / shard)[name]
+        held = found.files_metadata[shard].tensors[name]
+        assert (tuple(held.shape), np.diff(held.data_offsets)) == (array.shape, array.nbytes)
+        assert found.files_metadata[shard].metadata["format"] == "pt"
+    if size is not None:
+        assert found.metadata == {"total_size": 16 + 48 + 32 + 1}
+        assert len(found.files_metadata) == 4
