@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from ckpt_callbacks.inspection import Inspection, inspect
     from ckpt_callbacks.loading import load_params
     from ckpt_callbacks.profile import Profile
+    from ckpt_callbacks.published import Safetensors
     from ckpt_callbacks.renaming import KeyMap, KeyPlan, Rule
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
     from ckpt_callbacks.requests import pin, report_metrics, sync, unpin
@@ -116,6 +117,7 @@ __all__ = [
     "Run",
     "RunEnded",
     "RunStarted",
+    "Safetensors",
     "SaveContext",
     "SaveError",
     "SaveFailed",
@@ -155,6 +157,7 @@ _LATER = {
     "inspection": ("Inspection", "inspect"),
     "loading": ("load_params",),
     "profile": ("Profile",),
+    "published": ("Safetensors",),
     "renaming": ("KeyMap", "KeyPlan", "Rule"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
     "requests": ("pin", "report_metrics", "sync", "unpin"),

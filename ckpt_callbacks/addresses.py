@@ -46,6 +46,9 @@ def fetch(
 ) -> Record:
     """Copy the files of a checkpoint into the empty folder `into`, and return its record.
 
+    Where it is a reference to what is not on this machine, its published weights are copied
+    instead, with their `weights.json`; see `ckpt_callbacks.published`.
+
     Args:
         address: as the tracker's package says, with its name in front.
         into: an empty folder.

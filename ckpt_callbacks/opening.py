@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
@@ -19,9 +20,9 @@ from ckpt_callbacks.record import File, Record, numbers
 from ckpt_callbacks.sources import visit
 from ckpt_callbacks.state import capture, leaves_of
 from ckpt_callbacks.stores import Store
-from ckpt_callbacks.tensors import Tensors, of_contents, of_state
+from ckpt_callbacks.tensors import Tensor, Tensors, of_contents, of_state
 
-__all__ = ["Transform", "Use", "as_transforms", "opened"]
+__all__ = ["Transform", "Use", "about", "as_transforms", "leaves_in", "opened"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
@@ -58,6 +59,12 @@ def opened(
         StateMismatch: a live state has leaves without values.
         RecordError, CheckpointNotFound, CorruptCheckpoint: as `restore` has it.
     """
+
+    def of_file(name: str, path: FilePath) -> S:
+        tensors, metadata = formats.named(name).read(path)
+        chosen = _chosen(owner, tensors.keys(), tensors, only, str(source))
+        return use({at: x for at, x in tensors.items() if at in chosen}, metadata)
+
     if not isinstance(source, str | os.PathLike):
         _no_which(owner, "a live state", which)
         capture(source)  # raises what is wrong with it, all at once
@@ -70,21 +77,33 @@ def opened(
         if name == "equinox" and like is not None:
             into: Any = formats.named(name)
             return opened(owner, into.read_into(path, like), which, use, only, stores)
-        tensors, metadata = formats.named(name).read(path)
-        chosen = _chosen(owner, tensors.keys(), tensors, only, str(source))
-        return use({at: x for at, x in tensors.items() if at in chosen}, metadata)
+        return of_file(name, path)
 
     def reader(path: FilePath, record: Record | None, files: Mapping[str, File]) -> S:
-        def choose(names: list[str]) -> Collection[str]:
-            return names if only is None else only.items(names, str(path))
+        return use(leaves_in(owner, path, files, only), about(path, record))
 
-        contents = Contents(path, None, choose, files)
-        chosen = _chosen(
-            owner, contents.leaves.keys(), contents.template(), only, str(path), contents.items
-        )
-        return use(of_contents(contents, chosen), _about(path, record))
+    weights = partial(of_file, "safetensors")
+    return visit(owner, source, which, reader, only, stores, weights=weights)
 
-    return visit(owner, source, which, reader, only, stores)
+
+def leaves_in(
+    owner: str, path: FilePath, files: Mapping[str, File], only: Selection | None = None
+) -> dict[Path, Tensor]:
+    """Return the leaves of the checkpoint at `path`, or some; of no file before it was checked.
+
+    Raises:
+        CheckpointNotFound: there is nothing that is chosen and can be read.
+        CorruptCheckpoint: a file is damaged.
+    """
+
+    def choose(names: list[str]) -> Collection[str]:
+        return names if only is None else only.items(names, str(path))
+
+    contents = Contents(path, None, choose, files)
+    chosen = _chosen(
+        owner, contents.leaves.keys(), contents.template(), only, str(path), contents.items
+    )
+    return of_contents(contents, chosen)
 
 
 def as_transforms(owner: str, transform: Transform | Sequence[Transform] | None) -> list[Transform]:
@@ -150,13 +169,13 @@ def _chosen(
     return chosen
 
 
-def _about(path: FilePath, record: Record | None) -> dict[str, Any]:
-    """Return what is known of a checkpoint."""
+def about(path: FilePath, record: Record | None) -> dict[str, Any]:
+    """Return what is known of a checkpoint, by its record if it has one: JSON by name."""
     if record is None:
         theirs = orbax_io.metadata(path)
         ours = {"run", "leaves"} <= theirs.keys()  # one of ours, without its record
-        about = {} if ours or not theirs else {"metadata": theirs}
-        return about | ({"step": int(path.name)} if path.name.isdecimal() else {})
+        found = {} if ours or not theirs else {"metadata": theirs}
+        return found | ({"step": int(path.name)} if path.name.isdecimal() else {})
     return {
         "step": record.step,
         "time": record.time,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ckpt_callbacks import orbax_io
+from ckpt_callbacks import orbax_io, published
 from ckpt_callbacks.addresses import fetch, is_address
 from ckpt_callbacks.catalog import info_of, stores_of
 from ckpt_callbacks.directory import RunDirectory
@@ -39,15 +39,17 @@ def visit(
     stores: Sequence[Store] | None = None,
     *,
     verify: bool = True,
+    weights: Callable[[Path], S] | None = None,
 ) -> S:
     """Return what `reader` makes of a checkpoint; `owner` asks for it.
 
+    Where a tracker has its weights alone, as a file, it is what `weights` makes of their folder.
     The other arguments, and what is raised, are those of `restore`.
     """
     if isinstance(which, str) and which.isdecimal():  # as a command line has it
         which = int(which)
     if isinstance(source, str) and is_address(source):
-        return _from_tracker(owner, source, reader, which, only, verify=verify)
+        return _from_tracker(owner, source, reader, which, only, weights, verify=verify)
     root = Path(source).expanduser().absolute()
     if not (root / ".ckpt_callbacks").is_dir():
         return reader(_of_others(root, which), None, {})
@@ -144,6 +146,7 @@ def _from_tracker(
     reader: Reader[S],
     which: int | str,
     only: Selection | None,
+    weights: Callable[[Path], S] | None,
     *,
     verify: bool,
 ) -> S:
@@ -155,6 +158,14 @@ def _from_tracker(
         copy = Path(folder) / "checkpoint"
         copy.mkdir()
         record = fetch(address, copy, only=only)
+        if (copy / published.MANIFEST).exists():
+            if weights is None:
+                raise CheckpointNotFound(
+                    f"{owner}: of {address} there are only the weights, as a file, which "
+                    "`load_params` and `export` read: the checkpoint itself was not sent, and is "
+                    "not on this machine"
+                )
+            return weights(published.verified(copy))
         if verify:  # maybe fewer items than were saved
             check_files(copy, record.files, orbax_io.item_names(copy))
         return reader(copy, record, {})

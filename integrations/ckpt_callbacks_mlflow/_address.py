@@ -72,7 +72,7 @@ def fetch(
         if go_on:
             _check_newest(client, model, address)
         record = manifest(model, uri)
-        fetch_files(model, uri, into, only)
+        fetch_files(model, uri, into, only, or_weights=True)
     except MlflowException as error:
         # Without the cause, whose text may hold a password.
         raise CheckpointNotFound(f"MLflow has no {address}: {redact(str(error))}") from None

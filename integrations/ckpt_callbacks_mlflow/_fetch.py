@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckpt_callbacks import published
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Selection
@@ -54,7 +55,14 @@ def search(client: MlflowClient, experiments: Sequence[str], where: str) -> list
             return found
 
 
-def fetch(model: LoggedModel, tracking_uri: str, into: Path, only: Selection | None = None) -> None:
+def fetch(
+    model: LoggedModel,
+    tracking_uri: str,
+    into: Path,
+    only: Selection | None = None,
+    *,
+    or_weights: bool = False,
+) -> None:
     """Copy the files of a LoggedModel's checkpoint into a folder.
 
     Args:
@@ -62,20 +70,24 @@ def fetch(model: LoggedModel, tracking_uri: str, into: Path, only: Selection | N
         tracking_uri: of its server.
         into: an empty folder.
         only: the leaves that are wanted, of which the items are fetched; all if not given.
+        or_weights: whether to fetch the published weights where the checkpoint is not to be had.
 
     Raises:
         CheckpointNotFound: it is a reference, and the checkpoint is no longer there; or it has
             no such item.
     """
+    store = repository(model.artifact_location, tracking_uri)
     if model.params.get("sent") == "reference":
         path = Path(model.tags[PATH_TAG])
-        if not path.is_dir():
+        if path.is_dir():
+            shutil.copytree(path, into, dirs_exist_ok=True)
+        elif or_weights and "payload" in model.params:
+            download(store, [published.FOLDER, published.MANIFEST], into)
+        else:
             raise CheckpointNotFound(
                 f"MLflow has a reference to {path} only, and there is nothing on this machine"
             )
-        shutil.copytree(path, into, dirs_exist_ok=True)
         return
-    store = repository(model.artifact_location, tracking_uri)
     with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
         if only is None:
             names = [FOLDER]

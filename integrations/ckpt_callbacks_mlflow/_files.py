@@ -20,10 +20,13 @@ from ckpt_callbacks.stores import File
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-__all__ = ["FOLDER", "download", "is_local", "remove", "repository", "send", "upload"]
+__all__ = ["FOLDER", "Tree", "download", "is_local", "remove", "repository", "send", "upload"]
 
 FOLDER = "checkpoint"
 """Where the checkpoint lies in a LoggedModel's artifacts; beside it is what describes it."""
+
+Tree = tuple[Path, Mapping[str, File]]
+"""A folder on this machine, and the files of it that are meant."""
 
 _AT_A_TIME = 4
 """Files on their way at once. More gained nothing with a server of one process."""
@@ -40,37 +43,47 @@ def repository(location: str, tracking_uri: str) -> ArtifactRepository:
 
 
 def upload(
-    store: ArtifactRepository, source: Path, files: Mapping[str, File], about: Path, *, new: bool
+    store: ArtifactRepository, folders: Mapping[str, Tree], about: Path, *, new: bool
 ) -> bool:
-    """Bring `files` of the checkpoint at `source`, and those in the folder `about`, to the store.
+    """Bring `folders`, and the files in the folder `about`, to the store.
 
     Where it is not `new`, what an earlier call has brought there is not sent again. Returns
     whether all files of the checkpoint are hard links.
 
+    Args:
+        store: of a LoggedModel.
+        folders: by their name there: where each is on this machine, and its files.
+        about: what lies beside them.
+        new: whether there is nothing yet.
+
     Raises:
         OSError: a file did not arrive whole.
     """
-    if folder := _local_folder(store):
-        folder.mkdir(parents=True, exist_ok=True)
-        linked = link_tree(source, folder / FOLDER, files)
+    trees = folders.items()
+    expected = {f"{to}/{n}": file for to, (_, files) in trees for n, file in files.items()}
+    linked = False
+    if root := _local_folder(store):
+        root.mkdir(parents=True, exist_ok=True)
+        links = {to: link_tree(source, root / to, files) for to, (source, files) in trees}
+        linked = links[FOLDER]
         for path in about.iterdir():
-            (folder / path.name).unlink(missing_ok=True)
-            shutil.copyfile(path, folder / path.name)
-        arrived = dict(_sizes(store, FOLDER))
+            (root / path.name).unlink(missing_ok=True)
+            shutil.copyfile(path, root / path.name)
+        arrived = _arrived(store, folders)
     else:
-        linked = False
-        arrived = {} if new else dict(_sizes(store, FOLDER))
-        missing = [name for name, file in files.items() if _size(arrived, name) != file.size]
-        jobs = [(source / name, f"{FOLDER}/{name}") for name in missing]
+        arrived = {} if new else _arrived(store, folders)
+        missing = {name for name, file in expected.items() if arrived.get(name) != file.size}
+        here = {f"{to}/{n}": source / n for to, (source, files) in trees for n in files}
+        jobs = [(here[name], name) for name in sorted(missing)]
         jobs += [(path, path.name) for path in about.iterdir()]
         with ThreadPoolExecutor(_AT_A_TIME, "ckpt-mlflow-upload") as pool:
             sent = [pool.submit(send, store, path, name) for path, name in jobs]
         for job in sent:
             job.result()
         if missing:
-            arrived = dict(_sizes(store, FOLDER))
-    for name, file in files.items():
-        if (size := _size(arrived, name)) != file.size:
+            arrived = _arrived(store, folders)
+    for name, file in expected.items():
+        if (size := arrived.get(name)) != file.size:
             raise OSError(f"{name} has {size} bytes in MLflow instead of {file.size}")
     return linked
 
@@ -112,8 +125,8 @@ def is_local(store: ArtifactRepository) -> bool:
     return _local_folder(store) is not None
 
 
-def _size(arrived: Mapping[str, int], name: str) -> int | None:
-    return arrived.get(f"{FOLDER}/{name}")
+def _arrived(store: ArtifactRepository, folders: Iterable[str]) -> dict[str, int]:
+    return {name: size for folder in folders for name, size in _sizes(store, folder)}
 
 
 def _sizes(store: ArtifactRepository, folder: str) -> Iterator[tuple[str, int]]:

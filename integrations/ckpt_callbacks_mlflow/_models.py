@@ -6,6 +6,8 @@ A LoggedModel is `READY` only when all its files arrived. Its artifacts are
 
     checkpoint/        the files, as Orbax wrote them
     checkpoint.json    their record, with size and digest of each
+    weights/           with `payload=`: the weights as a file of another library
+    weights.json       with size and digest of each of its files
     MLmodel            how MLflow loads it
     README.md          what it is, for people
 """
@@ -14,16 +16,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckpt_callbacks import published
 from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.payload import Send, chosen
+from ckpt_callbacks.published import Safetensors, files_of
 from ckpt_callbacks.stores import Checkpoint
 from ckpt_callbacks_mlflow._fetch import (
     KNOWN_TAG,
@@ -34,7 +40,7 @@ from ckpt_callbacks_mlflow._fetch import (
     search,
     step_of,
 )
-from ckpt_callbacks_mlflow._files import is_local, remove, repository, upload
+from ckpt_callbacks_mlflow._files import FOLDER, Tree, is_local, remove, repository, upload
 from ckpt_callbacks_mlflow._names import as_key
 from ckpt_callbacks_mlflow._registry import RUN_TAG, STEP_TAG
 
@@ -62,7 +68,9 @@ class Models:
         run_id: of the MLflow run that new ones belong to.
         key: id of the run, their tag.
         send: what is sent of a checkpoint.
+        payload: what is published beside it.
         flavor: options of the flavor, for `MLmodel`.
+        scratch: a folder for what is on its way.
     """
 
     def __init__(
@@ -73,15 +81,22 @@ class Models:
         run_id: str,
         key: str,
         send: Send,
+        payload: Safetensors | None,
         flavor: Mapping[str, str],
+        scratch: Path,
     ) -> None:
         self._client = client
         self._tracking_uri = tracking_uri
         self._experiments = experiments
         self._run_id = run_id
         self._key = key
+        self._sent: dict[str, str] = {"sent": send}
+        if payload:
+            self._sent["payload"] = json.dumps(payload.to_json())
         self._send = send
+        self._payload = payload
         self._flavor = flavor
+        self._made = scratch / "payload"
 
     def find(self, step: int | None = None) -> list[LoggedModel]:
         """Return those of one step or of all, whole ones first, of these the newest first."""
@@ -95,6 +110,12 @@ class Models:
         """Return the whole ones by step."""
         return {step_of(model): model for model in reversed(self.find()) if is_ready(model)}
 
+    def is_of(self, model: LoggedModel, checkpoint: Checkpoint) -> bool:
+        """Return whether one is of these bytes: whole, or begun and to be completed."""
+        same = model.params.get("digest") == checkpoint.digest
+        begun = {k: v for k, v in model.params.items() if k in ("sent", "payload")}
+        return same and (is_ready(model) or begun == self._sent)
+
     def publish(
         self, checkpoint: Checkpoint, found: LoggedModel | None
     ) -> tuple[LoggedModel, bool]:
@@ -102,18 +123,22 @@ class Models:
 
         The second value tells whether it is no second copy of all bytes: hard links, or a part.
         """
-        model = found or self._create(checkpoint)
         files = chosen("MLflowTracker", checkpoint.files, self._send)
-        linked = False
-        if not is_ready(model):
+        part = len(files) < len(checkpoint.files)
+        if found and is_ready(found):
+            return found, part or self.is_shared(found)
+        # Before there is a LoggedModel, since a leaf may be none that the format can tell.
+        with self._weights(checkpoint) as (made, text), tempfile.TemporaryDirectory() as about:
+            folders: dict[str, Tree] = {FOLDER: (checkpoint.path, files)}
+            if text:
+                folders[published.FOLDER] = (made, files_of(text, published.MANIFEST))
+                Path(about, published.MANIFEST).write_text(text, encoding="utf-8")
+            model = found or self._create(checkpoint)
             store = repository(model.artifact_location, self._tracking_uri)
-            with tempfile.TemporaryDirectory() as about:
-                self._describe(model, checkpoint, Path(about))
-                linked = upload(store, checkpoint.path, files, Path(about), new=found is None)
-            self._client.finalize_logged_model(model.model_id, "READY")
-        else:
-            linked = self.is_shared(model)
-        return model, linked or len(files) < len(checkpoint.files)
+            self._describe(model, checkpoint, Path(about))
+            linked = upload(store, folders, Path(about), new=found is None)
+        self._client.finalize_logged_model(model.model_id, "READY")
+        return model, part or linked
 
     def is_shared(self, model: LoggedModel) -> bool:
         """Return whether one may be no second copy of all bytes: hard links, or a part."""
@@ -178,7 +203,7 @@ class Models:
                 "step": str(checkpoint.step),
                 "digest": checkpoint.digest,
                 "bytes": str(sum(f.size for f in checkpoint.files.values())),
-                "sent": self._send,
+                **self._sent,
             },
             tags={
                 RUN_TAG: self._key,
@@ -188,6 +213,16 @@ class Models:
             },
             model_type="orbax-checkpoint",
         )
+
+    @contextmanager
+    def _weights(self, checkpoint: Checkpoint) -> Iterator[tuple[Path, str]]:
+        """Make what is published beside a checkpoint; yield where, and what describes it."""
+        shutil.rmtree(self._made, ignore_errors=True)  # of a process that was killed
+        folder = self._made / published.FOLDER
+        try:
+            yield folder, self._payload.write(checkpoint, folder) if self._payload else ""
+        finally:
+            shutil.rmtree(self._made, ignore_errors=True)
 
     def _describe(self, model: LoggedModel, checkpoint: Checkpoint, folder: Path) -> None:
         """Write what lies beside the checkpoint into `folder`."""
@@ -210,6 +245,7 @@ class Models:
         about.save(str(folder / "MLmodel"))
         name = f"{checkpoint.run_id}, step {checkpoint.step}"
         text = _README.format(name=name, step=checkpoint.step, run_id=self._run_id)
+        text += _WEIGHTS * (self._payload is not None)
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -223,6 +259,10 @@ import ckpt_callbacks as cc
 
 state = cc.restore("mlflow:/runs/{run_id}/{step}", like=state)
 ```
+"""
+_WEIGHTS = """
+The folder `weights` has its weights as a file for other libraries, and `weights.json` says how they
+were chosen.
 """
 
 

@@ -16,6 +16,7 @@ from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.payload import Send, as_send, weights_among
 from ckpt_callbacks.policy import KeepPolicy, as_keep
+from ckpt_callbacks.published import Safetensors, as_payload
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import (
     Checkpoint,
@@ -82,6 +83,8 @@ class MLflowTracker(Tracker):
         tags: of the run.
         send: of a checkpoint, all of it (`checkpoint`), its items that are weights (`weights`:
             those named `model`, `params` or `weights`), or where it is and no bytes (`reference`).
+        payload: what is published besides, such as `cc.Safetensors(only="params")`; with
+            `send="reference"` it is all that is sent.
         predict: `package.module:function` for `mlflow.pyfunc.load_model(...).predict`. The
             function gets the weights and the input, and returns the predictions.
         like: `package.module:function` that returns a state for the weights to be restored into,
@@ -109,6 +112,7 @@ class MLflowTracker(Tracker):
         run_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         send: Send = "checkpoint",
+        payload: Safetensors | Mapping[str, Any] | None = None,
         predict: str | None = None,
         like: str | None = None,
         keep: KeepPolicy | None = None,
@@ -122,11 +126,13 @@ class MLflowTracker(Tracker):
             raise ConfigError(
                 f"MLflowTracker: register_as must not contain '/', ':' or a quote: {register_as!r}"
             )
-        if send == "reference" and predict:
-            raise ConfigError(
-                "MLflowTracker: predict needs the weights, but send='reference' sends no bytes"
-            )
         self._send = as_send("MLflowTracker", send)
+        self._payload = as_payload("MLflowTracker", payload)
+        if send == "reference" and predict and not payload:
+            raise ConfigError(
+                "MLflowTracker: predict needs the weights, but send='reference' sends no bytes: "
+                "payload=cc.Safetensors() sends them"
+            )
         for option, name in (("predict", predict), ("like", like)):
             if name is not None and not _FUNCTION.fullmatch(name):
                 raise ConfigError(
@@ -170,6 +176,7 @@ class MLflowTracker(Tracker):
             "run_id": self._adopts,
             "tags": self._tags,
             "send": self._send,
+            "payload": self._payload and self._payload.to_json(),
             **self._flavor,
             "keep": self.keep and policy_to_json(self.keep),
         }
@@ -177,6 +184,8 @@ class MLflowTracker(Tracker):
     def entered(self, items: Sequence[str]) -> None:
         if self._send == "weights":
             weights_among("MLflowTracker", items)
+        if self._payload:
+            self._payload.check("MLflowTracker", items)
         # Which run is open is known to this thread only. Where mlflow is not imported there is
         # none, and where it is just being imported, on a worker's thread, it has no functions yet.
         mlflow = sys.modules.get("mlflow")
@@ -213,7 +222,9 @@ class MLflowTracker(Tracker):
             self._run.info.run_id,
             run.run_id,
             self._send,
+            self._payload,
             self._flavor,
+            run.scratch,
         )
         self._registry = None
         if self._register_as:
@@ -224,7 +235,7 @@ class MLflowTracker(Tracker):
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
         found = self._models.find(checkpoint.step)
-        same = next((m for m in found if m.params.get("digest") == checkpoint.digest), None)
+        same = next((m for m in found if self._models.is_of(m, checkpoint)), None)
         if others := [m for m in found if m is not same]:
             # The step was saved again, with other bytes; or an answer was lost, and the call
             # came again.

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.loading import load_params
 from ckpt_callbacks.payload import WEIGHTS
+from ckpt_callbacks.published import verified
 from ckpt_callbacks.reading import read_alone
 from ckpt_callbacks.record import record_from_json
 from ckpt_callbacks_mlflow._fetch import MANIFEST
@@ -36,7 +38,7 @@ class Loaded:
     """A checkpoint as MLflow's `pyfunc` sees it.
 
     Args:
-        path: the folder with `MLmodel`, `checkpoint.json` and `checkpoint`.
+        path: the folder with `MLmodel`, `checkpoint.json`, and `checkpoint` or `weights`.
 
     Raises:
         ConfigError: what `predict` or `like` name cannot be imported.
@@ -49,10 +51,7 @@ class Loaded:
         options = Model.load(str(path / "MLmodel")).flavors[FLAVOR]
         self._apply = _function(options.get("predict"), "predict")
         make = _function(options.get("like"), "like")
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-        record = record_from_json(text, str(path / MANIFEST))
-        like = make() if make else None
-        self.state = read_alone(path / FOLDER, like, record.files, WEIGHTS)
+        self.state = _weights(path, make() if make else None)
         """The weights: as `like` has them, or nested dicts of arrays."""
 
     def predict(self, model_input: Any, params: Any = None) -> Any:
@@ -72,6 +71,14 @@ class Loaded:
 def _load_pyfunc(path: str) -> Loaded:
     """Load a checkpoint; MLflow calls this by its name."""
     return Loaded(Path(path))
+
+
+def _weights(path: Path, like: Any) -> Any:
+    if not (path / FOLDER).is_dir():  # a reference to the checkpoint, and its weights beside it
+        return load_params(verified(path), like)
+    text = (path / MANIFEST).read_text(encoding="utf-8")
+    record = record_from_json(text, str(path / MANIFEST))
+    return read_alone(path / FOLDER, like, record.files, WEIGHTS)
 
 
 def _function(name: str | None, option: str) -> Any:

@@ -80,7 +80,7 @@ def fetch(
         record = manifest(version)
         if go_on:
             _check_newest(api, version, address)
-        fetch_files(version, into, only)
+        fetch_files(version, into, only, or_weights=True)
     except (CkptCallbacksError, OSError):
         raise
     except Exception as error:  # W&B's errors have no class in common

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from ckpt_callbacks import published
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Selection
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["fetch", "known_of", "manifest"]
 
 
-def fetch(version: wandb.Artifact, into: Path, only: Selection | None = None) -> None:
+def fetch(
+    version: wandb.Artifact,
+    into: Path,
+    only: Selection | None = None,
+    *,
+    or_weights: bool = False,
+) -> None:
     """Copy the files of a version's checkpoint into the empty folder `into`.
 
     Args:
         version: a whole one.
         into: an empty folder.
         only: the leaves that are wanted, of which the items are fetched; all if not given.
+        or_weights: whether to fetch the published weights where the checkpoint is not to be had.
 
     Raises:
         CheckpointNotFound: it is a reference, and the checkpoint is no longer there; or it has
@@ -36,11 +44,15 @@ def fetch(version: wandb.Artifact, into: Path, only: Selection | None = None) ->
     reference = urlsplit(version.metadata.get("path", ""))
     if reference.scheme == "file":
         path = Path(unquote(reference.path))
-        if not path.is_dir():
+        if path.is_dir():
+            shutil.copytree(path, into, dirs_exist_ok=True)
+        elif or_weights and published.MANIFEST in version.manifest.entries:
+            for name in published.MANIFEST, f"{published.FOLDER}/":
+                version.download(root=str(into), path_prefix=name, skip_cache=True)
+        else:
             raise CheckpointNotFound(
                 f"W&B has a reference to {path} only, and there is nothing on this machine"
             )
-        shutil.copytree(path, into, dirs_exist_ok=True)
         return
     prefixes = [f"{FOLDER}/"]
     if only is not None:

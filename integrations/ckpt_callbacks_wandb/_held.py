@@ -7,6 +7,8 @@ when a sync comes too late. A link costs nothing and stays. One folder a step:
 
     files/             the files, as Orbax wrote them
     checkpoint.json    their record, with size and digest of each; goes into the artifact too
+    weights/           with `payload=`: the weights as a file of another library
+    weights.json       with size and digest of each of its files; goes there too
     about.json         what becomes the artifact's metadata; written last
 """
 
@@ -20,10 +22,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpt_callbacks import published
 from ckpt_callbacks.directory import replace_text
 from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.manifest import files_in, link_tree
 from ckpt_callbacks.payload import Send, chosen
+from ckpt_callbacks.published import Safetensors
 from ckpt_callbacks.stores import Checkpoint
 
 if TYPE_CHECKING:
@@ -59,6 +63,7 @@ class Held:
         reference: for `send="reference"`, the URI at which others find the run directory; its
             path on this machine if not given.
         ttl: how long W&B keeps a version that nobody prolongs; for ever if not given.
+        payload: what is published beside a checkpoint.
     """
 
     def __init__(
@@ -68,12 +73,14 @@ class Held:
         send: Send = "checkpoint",
         reference: str | None = None,
         ttl: timedelta | None = None,
+        payload: Safetensors | None = None,
     ) -> None:
         self.folder = folder
         self.name = name
         self.send = send
         self._reference = reference
         self._ttl = ttl
+        self._payload = payload
 
     def steps(self) -> set[int]:
         """Return the steps that are held, whole."""
@@ -102,6 +109,9 @@ class Held:
         self.release(checkpoint.step)
         folder = self._of(checkpoint.step)
         files = chosen("WandbTracker", checkpoint.files, self.send)
+        if self._payload:
+            text = self._payload.write(checkpoint, folder / published.FOLDER)
+            (folder / published.MANIFEST).write_text(text, encoding="utf-8")
         (folder / "files").mkdir(parents=True)
         link_tree(checkpoint.path, folder / "files", files)
         # In the artifact too, so that equal weights at two steps are two versions, not one.
@@ -114,6 +124,7 @@ class Held:
             "digest": checkpoint.digest,
             "time": checkpoint.time,
             "sent": self.send,
+            **({"payload": self._payload.to_json()} if self._payload else {}),
             "bytes": sum(file.size for file in checkpoint.files.values()),
             **({"path": f"{root}/{checkpoint.step}"} if self.send == "reference" else {}),
             **changing(checkpoint.metrics, checkpoint.reason),
@@ -147,9 +158,10 @@ class Held:
         artifact = wandb.Artifact(self.name, TYPE, metadata=about)
         if self._ttl:
             artifact.ttl = self._ttl
-        held = {MANIFEST: folder / MANIFEST}
-        for path in files_in(folder / "files"):
-            held[f"{FOLDER}/{path.relative_to(folder / 'files').as_posix()}"] = path
+        held = {n: path for n in (MANIFEST, published.MANIFEST) if (path := folder / n).exists()}
+        for name, place in ("files", FOLDER), (published.FOLDER, published.FOLDER):
+            for path in files_in(folder / name):
+                held[f"{place}/{path.relative_to(folder / name).as_posix()}"] = path
         # Immutable and without the cache: W&B reads the held links themselves and copies nothing.
         for name, path in sorted(held.items()):
             artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)

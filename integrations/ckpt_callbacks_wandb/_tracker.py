@@ -16,6 +16,7 @@ from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.payload import Send, as_send, weights_among
 from ckpt_callbacks.policy import KeepPolicy, as_keep
+from ckpt_callbacks.published import Safetensors, as_payload
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import (
     Checkpoint,
@@ -81,6 +82,8 @@ class WandbTracker(Tracker):
             was not sent is there.
         send: of a checkpoint, all of it (`checkpoint`), its items that are weights (`weights`:
             those named `model`, `params` or `weights`), or where it is and no bytes (`reference`).
+        payload: what is published besides, such as `cc.Safetensors(only="params")`; with
+            `send="reference"` it is all that is sent.
         reference: for `send="reference"`, the URI at which others find the run directory, such as
             `gs://bucket/runs/digits`; its path on this machine if not given.
         metrics: whether to log metrics. In a run that you opened and log to with `step=`, W&B drops
@@ -116,6 +119,7 @@ class WandbTracker(Tracker):
         tags: Sequence[str] = (),
         dir: str | os.PathLike[str] | None = None,
         send: Send = "checkpoint",
+        payload: Safetensors | Mapping[str, Any] | None = None,
         reference: str | None = None,
         metrics: bool = True,
         ttl: timedelta | float | None = None,
@@ -143,6 +147,7 @@ class WandbTracker(Tracker):
         self.keep = as_keep("WandbTracker", keep)
         self._ttl = _as_ttl(ttl)
         self._send = as_send("WandbTracker", send)
+        self._payload = as_payload("WandbTracker", payload)
         self._metrics = metrics
         self._project = project
         self._entity = entity
@@ -181,6 +186,7 @@ class WandbTracker(Tracker):
             "tags": self._tags,
             "dir": self._dir and str(self._dir),
             "send": self._send,
+            "payload": self._payload and self._payload.to_json(),
             "metrics": self._metrics,
             "reference": self._reference,
             "ttl": self._ttl and self._ttl.total_seconds(),
@@ -190,6 +196,8 @@ class WandbTracker(Tracker):
     def entered(self, items: Sequence[str]) -> None:
         if self._send == "weights":
             weights_among("WandbTracker", items)
+        if self._payload:
+            self._payload.check("WandbTracker", items)
         client = sys.modules.get("wandb")
         self._adopts = adoptable(self._project, self._run_id)
         mode = self._mode or os.environ.get("WANDB_MODE") or "online"
@@ -205,7 +213,7 @@ class WandbTracker(Tracker):
         self._info = run
         # Not of the directory, many of which are called the same, and which may be renamed.
         name = self._artifact or f"model-{run.run_id}"
-        self._held = Held(run.scratch, name, self._send, self._reference, self._ttl)
+        self._held = Held(run.scratch, name, self._send, self._reference, self._ttl, self._payload)
         if run.reading:
             return run.remembered
         # Here and not above: it takes a second, and this is the worker's thread.

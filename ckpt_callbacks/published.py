@@ -1,0 +1,176 @@
+"""What trackers publish beside a checkpoint: its weights as a file that other libraries read.
+
+In a copy it lies beside the checkpoint::
+
+    weights/           `model.safetensors`, or shards and their index
+    weights.json       how it was made, and size and digest of each file
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import KW_ONLY, asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, RecordError
+from ckpt_callbacks.manifest import seal, verify
+from ckpt_callbacks.paths import Selection
+from ckpt_callbacks.policy import positive
+from ckpt_callbacks.record import File, record_from_json
+from ckpt_callbacks.stores import Checkpoint
+
+__all__ = ["FOLDER", "MANIFEST", "Safetensors", "as_payload", "files_of", "verified"]
+
+FOLDER = "weights"
+"""Where a copy has the file, or its shards."""
+MANIFEST = "weights.json"
+"""Where it has size and digest of them."""
+
+
+@dataclass(frozen=True)
+class Safetensors:
+    """Weights as safetensors, for a tracker to publish with each checkpoint (`payload=`).
+
+    The tracker's own thread makes them from the checkpoint's verified files, and little more than
+    one leaf is in memory at a time; on the disk they take their bytes until they are sent. Step,
+    run, your `metadata=` and the digest of the checkpoint's record are in the file; metrics are
+    not, since they may still come.
+
+    A name that the state does not have is told when the run begins, and what only a checkpoint can
+    tell, such as that nothing is stacked where `unstack` looks, by `MirrorFailed`: until it can be
+    made, the tracker takes no checkpoint.
+
+    Args:
+        only: paths in the state, such as `params`, as `export` takes them.
+        max_shard_size: bytes of the arrays of one file, of which there are several with an index
+            where they have more; 5 GB if not given.
+        naming: how leaves are called: `dots`, `safejax` or `pytree2safetensors`.
+        unstack: layers that are stacked in the state and are to be one by one, such as `layers`
+            or `layers/{}`, as `cc.unstack` takes them.
+        axis: the axis of these layers.
+
+    Raises:
+        ConfigError: an option is not as said above.
+    """
+
+    only: str | Collection[str] = "params"
+    _: KW_ONLY
+    max_shard_size: int | None = None
+    naming: str = "dots"
+    unstack: str | Collection[str] | None = None
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        from ckpt_callbacks.formats.naming import names_of
+        from ckpt_callbacks.groups import as_groups
+
+        object.__setattr__(self, "only", _plain("only", self.only))
+        Selection(self.only)
+        if self.max_shard_size is not None:
+            positive("Safetensors", "max_shard_size", self.max_shard_size)
+        names_of((), self.naming)
+        if self.unstack is not None:
+            object.__setattr__(self, "unstack", _plain("unstack", self.unstack))
+            as_groups("Safetensors", self.unstack)
+        if type(self.axis) is not int or self.axis < 0:
+            raise ConfigError(f"Safetensors: axis must be 0 or more, not {self.axis!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON values, of which `as_payload` makes the same again."""
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def check(self, who: str, items: Sequence[str]) -> None:
+        """Check that checkpoints of these items have what is published; `who` asks.
+
+        Raises:
+            ConfigError: they have not.
+        """
+        try:
+            Selection(self.only).items(items, "the state")
+        except CheckpointNotFound as error:
+            raise ConfigError(f"{who}: payload={self}: {error}") from None
+
+    def write(self, checkpoint: Checkpoint, folder: Path) -> str:
+        """Write a new `folder`, and return the text for `weights.json`.
+
+        Of one checkpoint the bytes are always the same.
+
+        Raises:
+            StateMismatch: a leaf cannot be told in this format, or nothing is stacked there.
+            CheckpointNotFound: the checkpoint has no such leaves.
+            CorruptCheckpoint: a file of it is damaged.
+        """
+        from ckpt_callbacks import formats
+        from ckpt_callbacks.forms import unstack
+        from ckpt_callbacks.opening import about, leaves_in
+
+        leaves = leaves_in("payload", checkpoint.path, checkpoint.files, Selection(self.only))
+        if self.unstack is not None:
+            leaves = unstack(leaves, self.unstack, self.axis)
+        record = record_from_json(checkpoint.manifest, f"the record of step {checkpoint.step}")
+        known = {k: v for k, v in about(checkpoint.path, record).items() if k != "metrics"}
+        formats.named("safetensors").write(
+            folder,
+            leaves,
+            {**known, "only": self.to_json()["only"]},
+            max_shard_size=self.max_shard_size,
+            naming=self.naming,
+        )
+        files = {name: asdict(file) for name, file in seal(folder).items()}
+        options = {"format": "safetensors", **self.to_json()}
+        return json.dumps({"digest": checkpoint.digest, **options, "files": files}, indent=1)
+
+
+def as_payload(who: str, payload: Safetensors | Mapping[str, Any] | None) -> Safetensors | None:
+    """Return what `who` is to publish, from what a user gave, or from JSON of the same options.
+
+    Raises:
+        ConfigError: it is nothing that can be published.
+    """
+    if payload is None or isinstance(payload, Safetensors):
+        return payload
+    if isinstance(payload, Mapping):
+        return Safetensors(**payload)
+    raise ConfigError(f"{who}: payload must be cc.Safetensors(...), not {payload!r}")
+
+
+def files_of(text: str, where: str) -> dict[str, File]:
+    """Return the files that `weights.json` names; `where` names it in errors.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    try:
+        files = json.loads(text)["files"]
+        return {str(n): File(int(f["size"]), str(f["digest"])) for n, f in files.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+
+
+def verified(copy: Path) -> Path:
+    """Return the folder of the weights in a copy that is on this disk, once they were checked.
+
+    Raises:
+        CorruptCheckpoint: a file is damaged.
+        RecordError: their manifest is.
+    """
+    manifest = copy / MANIFEST
+    verify(copy / FOLDER, files_of(manifest.read_text(encoding="utf-8"), str(manifest)))
+    return copy / FOLDER
+
+
+def _plain(option: str, value: Any) -> str | tuple[str, ...]:
+    """Return names in an order that does not differ from one process to the next.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    if isinstance(value, str):
+        return value
+    names = tuple(value) if isinstance(value, Collection) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"Safetensors: {option} must be a name or several, not {value!r}")
+    return tuple(sorted(names)) if isinstance(value, Set) else names
