@@ -12,10 +12,14 @@ bfloat16.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 
 import ckpt_callbacks as cc
+from ckpt_callbacks.formats import safetensors
 from ckpt_callbacks.tensors import of_state
 
 VOCABULARY, WIDTH, DENSE_WIDTH, EXPERT_WIDTH = 64, 32, 48, 16
@@ -114,14 +118,22 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    theirs = of_state(weights())
-    print(KEY_MAP.plan(theirs))
+    with tempfile.TemporaryDirectory() as folder:
+        huggingface, ours, back = (Path(folder) / name for name in ("hf", "ours", "back"))
+        safetensors.write(huggingface, of_state(weights()), {}, max_shard_size=50_000)
 
-    stacked = KEY_MAP.apply(theirs)
-    back = KEY_MAP.reverse().apply(stacked)
-    values = {".".join(path): tensor.read() for path, tensor in back.items()}
+        theirs, _ = safetensors.read(huggingface)
+        print(KEY_MAP.plan(theirs))
+        # Little more is in memory at a time than one stack: of a large model, of all its experts.
+        safetensors.write(ours, KEY_MAP.apply(theirs), {})
+
+        stacked, _ = safetensors.read(ours)
+        safetensors.write(back, KEY_MAP.reverse().apply(stacked), {}, max_shard_size=50_000)
+
+        again, _ = safetensors.read(back)
+        values = {".".join(path): tensor.read() for path, tensor in again.items()}
     same = all(values[name].tobytes() == x.tobytes() for name, x in weights().items())
-    print(f"{len(theirs)} arrays became {len(stacked)}, and {len(back)} again: ", end="")
+    print(f"{len(theirs)} arrays became {len(stacked)}, and {len(again)} again: ", end="")
     print("every bit the same" if same else "changed")
 
 

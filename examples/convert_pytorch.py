@@ -8,11 +8,15 @@ compared to a forward pass in plain NumPy that reads it as PyTorch does.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import jax
 import numpy as np
 from flax import nnx
 
 import ckpt_callbacks as cc
+from ckpt_callbacks.formats import safetensors
 from ckpt_callbacks.state import apply
 from ckpt_callbacks.tensors import Tensors, of_state
 
@@ -92,9 +96,13 @@ def to_pytorch(model: Network) -> StateDict:
 def main() -> None:
     state_dict = pytorch_state_dict()
     pixels = np.random.default_rng(1).normal(size=(5, 1, SIDE, SIDE)).astype(np.float32)
-    print(KEY_MAP.plan(of_state(state_dict), like=of_state(Network(nnx.Rngs(0)))))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"  # as `safetensors.torch.save_file` writes it
+        safetensors.write(path, of_state(state_dict), {})
+        tensors, _ = safetensors.read(path)
+        print(KEY_MAP.plan(tensors, like=of_state(Network(nnx.Rngs(0)))))
+        model = from_pytorch(tensors)
 
-    model = from_pytorch(of_state(state_dict))
     expected = forward(state_dict, pixels)
     computed = np.asarray(model(pixels.transpose(0, 2, 3, 1)))
     print(f"outputs differ by at most {np.abs(computed - expected).max():.1e}")

@@ -189,7 +189,7 @@ def _digits(tmp_path: Path) -> Iterator[None]:
 def test_checkpoints_that_travel() -> None:
     made: dict[str, Any] = {"cc": cc, "nnx": nnx, "make_model": Model}
 
-    exec(block("cc.export("), made)
+    exec(block('"mlflow:/digits@best", "digits.npz"'), made)
 
     expected = tree_digest(nnx.state(Model(1.0)))
     assert tree_digest(nnx.state(made["model"])) == expected
@@ -209,3 +209,16 @@ def test_checkpoints_that_travel() -> None:
         assert set(arrays) - {npz.NOTES} == layers
     model = cc.load_params("digits.npz", like=nnx.eval_shape(Model))
     assert tree_digest(nnx.state(model)) == expected
+
+
+def test_other_names_and_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = {str(n): np.full((4, 3), n, np.float32) for n in range(2)}
+    layers = {n: {"mlp": {"up_proj": {"weight": w}}} for n, w in weights.items()}
+    cc.export({"model": {"layers": layers}}, "model.safetensors")
+    made: dict[str, Any] = {"cc": cc}
+    exec(block("cc.KeyMap("), made)
+
+    assert made["params"]["layers"]["up"].shape == (2, 3, 4)
+    back = cc.load_params("again.safetensors")["layers"]
+    assert all((back[n]["mlp"]["up_proj"]["weight"] == w).all() for n, w in weights.items())
