@@ -91,6 +91,8 @@ def of_devices() -> str:
 @click.argument("names", nargs=-1)
 def main(short: bool, write: bool, names: tuple[str, ...]) -> None:
     """Run all benchmarks that have a target, or those of some NAMES."""
+    if write and short:
+        raise click.UsageError("--write is for what was measured in full")
     results = HERE / "results.json"
     found: dict[str, Any] = {}
     if names and results.is_file():  # those of the others stay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ _SUFFIXES = {
     ".msgpack": "msgpack",
     ".eqx": "equinox",
 }
+_BY_LIKE = ("equinox", "msgpack")
+"""Formats that are written as a state has its leaves."""
 
 
 def export(
@@ -37,15 +40,18 @@ def export(
     stores: Sequence[Store] | None = None,
     transform: Transform | Sequence[Transform] | None = None,
     overwrite: bool = False,
+    like: Any = None,
     **options: Any,
 ) -> Path:
     """Write a checkpoint, or a part of it, in a format of another library.
 
-    Little more than one leaf is in memory at a time. `dest` is there only once all of it is
-    durable; what goes wrong leaves nothing, and a kill a folder `.export-…` beside it. What is
+    Little more than one leaf is in memory at a time, but all of them where Orbax or Equinox
+    writes. `dest` is there only once all of it is durable; what goes wrong leaves nothing new, and
+    a kill a folder `.export-…` beside it, with what was to be replaced or its successor. What is
     known of the checkpoint is written with the leaves, where the format has a place for it: step,
     time, run, metrics, your `metadata=`, the digest of its record, and what `only` was; of a
-    file, what it said itself.
+    file, what it said itself. In one of Equinox it is a first line of JSON, which has to be read
+    before `eqx.tree_deserialise_leaves` gets the open file.
 
     Leaves that save themselves, such as iterators of Grain, are left out, and a message says so.
 
@@ -59,7 +65,11 @@ def export(
         stores: where to look for another copy of a damaged checkpoint, as in `restore`.
         transform: a function of `Tensors`, or several, one after the other, for other names or
             another form: `partial(cc.unstack, group="layers")`.
-        overwrite: replace what is there: a file, or a folder in the same format.
+        overwrite: replace what is there: a file, or a folder in the same format that holds
+            nothing else.
+        like: the module, live or abstract, of a file of Equinox that is read, and the live one
+            for one that is written, as such a file has no names; for a msgpack file the state that
+            Flax is to read it into.
         options: of the format.
 
     Returns:
@@ -76,24 +86,30 @@ def export(
     _check_place(target, name, overwrite=overwrite)
     transforms = as_transforms("export", transform)
     selection = None if only is None else Selection(only)
+    chosen = {} if only is None else {"only": [only] if isinstance(only, str) else list(only)}
+    is_file = isinstance(source, str | os.PathLike) and os.fspath(source).endswith(".eqx")
+    if like is not None and (name in _BY_LIKE or not is_file):
+        options["like"] = like
 
-    def use(tensors: Tensors, about: Mapping[str, Any]) -> None:
-        for function in transforms:
-            tensors = function(tensors)
-        if not tensors:
-            raise StateMismatch(f"export: {transforms} left no leaf of {source}")
-        chosen = {} if only is None else {"only": [only] if isinstance(only, str) else list(only)}
-        # In a folder of its own, since it may be written again, from another copy.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-            made = Path(folder, target.name)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+        made = Path(folder, "new", target.name)
+
+        def use(tensors: Tensors, about: Mapping[str, Any]) -> None:
+            # It may be written again: from another copy, or if this one went away meanwhile.
+            shutil.rmtree(made.parent, ignore_errors=True)
+            made.parent.mkdir()
+            for function in transforms:
+                tensors = function(tensors)
+            if not tensors:
+                raise StateMismatch(f"export: {transforms} left no leaf of {source}")
             try:
                 formats.named(name).write(made, tensors, {**about, **chosen}, **options)
             except CkptCallbacksError as error:
                 raise type(error)(str(error).replace(str(made), str(target))) from error
-            _check_place(target, name, overwrite=overwrite)  # it took a while
-            _move(Path(folder), target)
 
-    opened("export", source, which, use, selection, stores)
+        opened("export", source, which, use, selection, stores, like)
+        _check_place(target, name, overwrite=overwrite)  # it took a while
+        _move(made.parent, target)
     return target
 
 
@@ -126,17 +142,39 @@ def _check_place(target: Path, name: str, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(f"export: {target} is there already; overwrite=True replaces it")
-    run = (target / ".ckpt_callbacks").exists()
-    if target.is_dir() and (run or formats.format_of(target) != name):
-        what = "a run directory" if run else f"a folder that is not in the format {name}"
+    if target.is_dir() and (what := _kept(target, name)):
         raise ConfigError(f"export: {target} is {what}, which is not overwritten")
+
+
+def _kept(folder: Path, name: str) -> str | None:
+    """Return what a folder is if it is not to be replaced by one in the format `name`."""
+    if (folder / ".ckpt_callbacks").exists():
+        return "a run directory"
+    if (folder.parent / ".ckpt_callbacks").exists() and folder.name.isdecimal():
+        return "a checkpoint of a run"
+    if formats.format_of(folder) != name:
+        return f"a folder that is not in the format {name}"
+    here = {path.name for path in folder.iterdir()}
+    if name == "orbax":  # one file says that all of the folder is a checkpoint
+        more = set() if here & {"_CHECKPOINT_METADATA", "_METADATA"} else here
+    else:
+        parts = (".safetensors", ".safetensors.index.json")
+        more = {file for file in here if not file.endswith(parts)}
+    return f"a folder that holds more than a checkpoint, {min(more)}" if more else None
 
 
 def _move(folder: Path, target: Path) -> None:
     """Let what was written in `folder` take the place of what there is, `target` last."""
     for made in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
-        there = target.with_name(made.name)
-        if there.is_dir() and not there.is_symlink():  # which a rename does not replace
-            there.rename(folder / f".{made.name}.old")
-        made.replace(there)
+        there, old = target.with_name(made.name), folder / f".{made.name}.old"
+        is_folder = there.is_dir() and not there.is_symlink()
+        try:
+            # What a rename does not replace.
+            if is_folder or (made.is_dir() and os.path.lexists(there)):
+                there.rename(old)
+            made.replace(there)
+        except BaseException:
+            if os.path.lexists(old) and not os.path.lexists(there):
+                old.rename(there)
+            raise
     fsync(target.parent)

@@ -45,8 +45,8 @@ def strip(state: Any, also: str | Collection[str] = ()) -> Any:
         StateMismatch: there are no weights, or nothing is named as `also` says.
     """
     if _is_tensors(state):
-        kept = _kept({path[0] for path in state}, also)
-        return {path: tensor for path, tensor in state.items() if path[0] in kept}
+        kept = _kept({path[0] for path in state if path}, also)
+        return {path: tensor for path, tensor in state.items() if path and path[0] in kept}
     parts = _children(state)
     kept = _kept(parts.keys(), also)
     return {name: part for name, part in parts.items() if name in kept}

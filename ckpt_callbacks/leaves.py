@@ -13,6 +13,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 __all__ = [
+    "KEY_DATA",
     "DType",
     "Leaf",
     "Note",
@@ -31,6 +32,8 @@ DType = Literal["saved", "cast", "error"]
 Note = dict[str, Any]
 """JSON that says of a stored leaf what it was: `type`, `dtype`, `shape` or `key`."""
 
+KEY_DATA = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
+"""Of implementations of typed keys, the length of the last axis of their data."""
 _STORED_AS_BYTES = (
     *("int1", "uint1", "uint2", "uint4"),
     *("float6_e2m3fn", "float6_e3m2fn", "float8_e4m3"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,19 +11,20 @@ from itertools import pairwise
 from typing import Any, TypeVar, get_args, overload
 
 from ckpt_callbacks.contents import Stored, finished
-from ckpt_callbacks.errors import ConfigError, StateMismatch
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, StateMismatch
 from ckpt_callbacks.leaves import DType
 from ckpt_callbacks.matching import check_same
 from ckpt_callbacks.opening import Transform, as_transforms, opened
 from ckpt_callbacks.paths import STATES, Path, Selection, show
 from ckpt_callbacks.payload import WEIGHTS
 from ckpt_callbacks.reading import tell_dtypes
-from ckpt_callbacks.state import apply, leaves_of, put
+from ckpt_callbacks.state import apply, is_abstract, leaves_of, put
 from ckpt_callbacks.stores import Store
 from ckpt_callbacks.tensors import Tensor, Tensors
 
 __all__ = ["load_params"]
 
+logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
 _ALONE = ("leaf",)
 """Path of a state that is a leaf itself, as in a checkpoint."""
@@ -84,7 +86,8 @@ def load_params(
             it, nested dicts of NumPy arrays, without the names above.
         which: in a run directory, an alias or a step.
         only: paths in the source. By default what is called `params`, `model` or `weights` at the
-            top, or everything where nothing is.
+            top, or everything where nothing is. What is left beside a `model` may be weights too,
+            such as `lm_head`, so that is told; `None` takes everything.
         dtype: `saved` gives the dtype that a leaf had, `cast` that of `like`, and with `error`
             the two must agree.
         group: the layers that are one array each on one side, with an axis for the layer, and
@@ -121,6 +124,7 @@ def load_params(
         )
         _check(targets, bare, where, dtype)
         new = {at: _placed(bare[p], targets[p], dtype, copy=live) for p, at in wanted.items()}
+        _tell_abstract(where, {at: x for at, x in ours.items() if at not in new})
         return apply(like, new)
 
     return opened("load_params", source, which, use, selection, stores, like)
@@ -129,13 +133,25 @@ def load_params(
 class _Weights(Selection):
     """What is called weights at the top, or all where nothing is."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tell: bool = True) -> None:
         super().__init__("params")
+        self._tell = tell
 
     def of(self, paths: Collection[Path], where: str, items: Collection[str] = ()) -> set[Path]:
-        if {path[0] for path in paths if path} & set(WEIGHTS):
-            return super().of(paths, where, items)
-        return set(paths)
+        if not {path[0] for path in paths if path} & set(WEIGHTS):
+            return set(paths)
+        chosen = super().of(paths, where, items)
+        taken = {path[0] for path in chosen}
+        left = {path[0] for path in paths if len(path) > 1} - taken
+        if left and self._tell and "params" not in taken:  # which nobody calls a part of a model
+            logger.warning(
+                "%s: %s is taken for its weights, and the rest is left as it is: %s; only=None "
+                "takes everything",
+                where,
+                ", ".join(sorted(taken)),
+                ", ".join(sorted(left)),
+            )
+        return chosen
 
     def items(self, items: Collection[str], where: str) -> list[str]:
         if {*WEIGHTS, *STATES} & set(items):
@@ -173,11 +189,17 @@ def _weights_of(like: Any, only: Selection | None, prefix: Path | None) -> dict[
         chosen = set(paths) if only is None else only.of(paths, "the state")
         wrapper = _wrapper(chosen)
         return {at[len(wrapper) :] or _ALONE: at for at in paths if at in chosen}
-    wrapper = _wrapper(_Weights().of(paths, "the state"))
+    wrapper = _wrapper(_Weights(tell=False).of(paths, "the state"))
     bare = {at[len(wrapper) :]: at for at in paths if at[: len(wrapper)] == wrapper}
     if prefix is None:
         return bare
-    chosen = only.of({(*prefix, *path) for path in bare}, "the state")
+    try:
+        chosen = only.of({(*prefix, *path) for path in bare}, "the state")
+    except CheckpointNotFound:
+        if not wrapper or prefix:
+            raise
+        bare = {at: at for at in paths}  # such as `params` and `batch_stats`, on both sides
+        chosen = only.of(bare.keys(), "the state")
     return {path: at for path, at in bare.items() if (*prefix, *path) in chosen}
 
 
@@ -221,7 +243,7 @@ def _check(targets: Mapping[Path, Any], tensors: Tensors, where: str, dtype: DTy
     """Raise StateMismatch if the leaves do not fit those that are wanted."""
     # All go where the state has them, also those that were not saved from a device.
     leaves = {path: replace(tensor.leaf, on_device=True) for path, tensor in tensors.items()}
-    check_same(targets, leaves, where, dtype=dtype)
+    check_same(targets, leaves, where, dtype=dtype, hint=False)
     if dtype == "saved":
         tell_dtypes(where, targets, leaves)
 
@@ -231,7 +253,7 @@ def _placed(tensor: Tensor, wanted: Any, dtype: DType, *, copy: bool) -> Any:
     import jax
     import numpy as np
 
-    value = np.array(x) if isinstance(x := tensor.read(), np.ndarray) and copy else x
+    value = _own(tensor.read(), copy=copy)
     on_device = isinstance(wanted, jax.Array | jax.ShapeDtypeStruct)
     if isinstance(value, np.ndarray) and not (value.shape or tensor.leaf.on_device):
         value = _number(value, wanted)
@@ -256,8 +278,6 @@ def _number(value: Any, wanted: Any) -> Any:
 
 def _nested(tensors: Tensors, *, copy: bool) -> dict[str, Any]:
     """Return leaves as nested dicts of arrays in the host's memory."""
-    import numpy as np
-
     above = {path[:n]: path for path in tensors for n in range(1, len(path))}
     if wrong := [path for path in tensors if path in above]:
         raise StateMismatch(
@@ -266,7 +286,21 @@ def _nested(tensors: Tensors, *, copy: bool) -> dict[str, Any]:
         )
     nested: dict[str, Any] = {}
     for path, tensor in tensors.items():
-        value = tensor.read()
-        value = np.array(value) if copy and isinstance(value, np.ndarray) else value
-        put(nested, path, value)
+        put(nested, path, _own(tensor.read(), copy=copy))
     return nested
+
+
+def _tell_abstract(where: str, left: Mapping[Path, Any]) -> None:
+    """Say what of the state nobody has given values."""
+    if tops := sorted({show(at[:1]) for at, value in left.items() if is_abstract(value)}):
+        logger.warning(
+            "%s: nothing was loaded for %s, which stays abstract", where, ", ".join(tops)
+        )
+
+
+def _own(value: Any, *, copy: bool) -> Any:
+    """Return an array that is nobody else's: one that is read-only is mapped from a file."""
+    import numpy as np
+
+    others = isinstance(value, np.ndarray) and (copy or not value.flags.writeable)
+    return np.array(value) if others else value

@@ -57,6 +57,8 @@ def merge(tensors: Tensors, *, scale: float) -> dict[Path, Tensor]:
         elif weight is None:
             names = " or ".join(map(dotted, _weights(a)))
             problems.append(f"{dotted(path)} has no weight to be merged into: {names}")
+        elif path == a and merged[weight] is not base[weight]:
+            problems.append(f"{dotted(weight)} has several adapters: merge one after the other")
         elif path == a:
             parts = base[weight], adapters[a], adapters[b]
             if problem := _unfit(*(part.leaf.shape for part in parts)):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any
 
 from ckpt_callbacks.errors import StateMismatch
-from ckpt_callbacks.leaves import DType, Leaf, leaf_of, loses_bits
+from ckpt_callbacks.leaves import DType, Leaf, leaf_of, loses_bits, unsavable
 from ckpt_callbacks.paths import Path, show
 
 __all__ = ["check_same"]
@@ -22,6 +22,7 @@ def check_same(
     *,
     dtype: DType = "saved",
     numpy: bool = False,
+    hint: bool = True,
 ) -> None:
     """Compare the leaves of a state with those of a checkpoint.
 
@@ -31,6 +32,7 @@ def check_same(
         where: how the checkpoint is called in the message.
         dtype: whether dtypes may differ; see `restore`.
         numpy: whether arrays are read into the host's memory only.
+        hint: whether the paths are those that `only` takes, so that it may be advised.
 
     Raises:
         StateMismatch: leaves are missing, extra, or of another shape, dtype, or kind, or can not
@@ -40,7 +42,9 @@ def check_same(
     for path in state:
         if there := checkpoint.get(path):
             here = leaf_of(state[path])
-            assert here  # noqa: S101  # for the type checker: `check` was called
+            if here is None:
+                problems[path] = f"{show(path)} {unsavable(state[path])}"
+                continue
             problem = _kinds(here, there, dtype) or (
                 None if numpy else _places(state[path], there, dtype)
             )
@@ -66,7 +70,7 @@ def check_same(
         raise StateMismatch(
             f"the state does not fit the checkpoint {where}:\n  "
             + "\n  ".join(shown)
-            + _fitting({p[:1] for p in (*state, *checkpoint)}, {p[:1] for p in problems})
+            + _fitting({p[:1] for p in (*state, *checkpoint)}, {p[:1] for p in problems}) * hint
         )
 
 

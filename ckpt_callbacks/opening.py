@@ -76,7 +76,11 @@ def opened(
         path = FilePath(source).expanduser()
         if name == "equinox" and like is not None:
             into: Any = formats.named(name)
-            return opened(owner, into.read_into(path, like), which, use, only, stores)
+            said = into.hyper_parameters(path)
+            known = said if isinstance(said, dict) else {}
+            return opened(
+                owner, into.read_into(path, like), which, lambda found, _: use(found, known), only
+            )
         return of_file(name, path)
 
     def reader(path: FilePath, record: Record | None, files: Mapping[str, File]) -> S:
@@ -114,7 +118,9 @@ def as_transforms(owner: str, transform: Transform | Sequence[Transform] | None)
     """
     if transform is None:
         return []
-    functions = [transform] if callable(transform) else list(transform)
+    functions: list[Any] = [transform]
+    if isinstance(transform, Sequence) and not isinstance(transform, str):
+        functions = list(transform)
     if wrong := [function for function in functions if not callable(function)]:
         raise ConfigError(f"{owner}: transform takes functions of leaves, which {wrong[0]!r} isn't")
     return functions

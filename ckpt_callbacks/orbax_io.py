@@ -22,6 +22,7 @@ __all__ = [
     "decision_context",
     "describe",
     "is_checkpoint",
+    "is_item",
     "is_on_device",
     "is_tree",
     "item_names",
@@ -146,6 +147,12 @@ def steps(root: Path) -> dict[int, Path]:
     plain = {int(p.name): p for p in there if p.name.isdecimal()}
     prefixed = {int(m[1]): p for p in there if (m := re.fullmatch(r".*_(\d+)", p.name))}
     return dict(sorted((plain or prefixed).items()))
+
+
+def is_item(path: Path) -> bool:
+    """Return whether a folder is an item in a checkpoint, which Orbax reads by that only."""
+    alone = (path / "_CHECKPOINT_METADATA").is_file()
+    return is_tree(path) and not alone and (path.parent / "_CHECKPOINT_METADATA").is_file()
 
 
 def is_tree(folder: Path) -> bool:

@@ -87,6 +87,10 @@ def _of_others(root: Path, which: int | str) -> Path:
         ConfigError: it is neither.
         CheckpointNotFound: it has no such step.
     """
+    if orbax_io.is_item(root):
+        raise ConfigError(
+            f"{root} is a part of the checkpoint {root.parent}: give that, and only={root.name!r}"
+        )
     if orbax_io.is_checkpoint(root):
         return root
     steps = orbax_io.steps(root)

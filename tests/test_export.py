@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ import ckpt_callbacks as cc
 from ckpt_callbacks import sources
 from ckpt_callbacks.cli import main
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.formats import npz
+from ckpt_callbacks.formats import equinox, npz
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.tensors import Tensor, Tensors
@@ -175,8 +176,24 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         cc.ConfigError,
         "not in the format npz, which is not overwritten",
     ),
+    "a checkpoint of a run": (
+        {"dest": "run/0", "format": "orbax", "overwrite": True},
+        cc.ConfigError,
+        "is a checkpoint of a run, which is not overwritten",
+    ),
     "option": ({"compress": True}, cc.ConfigError, "takes no options: compress"),
-    "transform": ({"transform": "x"}, cc.ConfigError, "takes functions of leaves"),
+    "option of safetensors": (
+        {"dest": "a.safetensors", "compress": True},
+        cc.ConfigError,
+        "no option compress: it has max_shard_size and naming",
+    ),
+    "like": ({"like": {}}, cc.ConfigError, "takes no options: like"),
+    "transform": ({"transform": "x"}, cc.ConfigError, "takes functions of leaves, which 'x'"),
+    "map": (
+        {"transform": cc.KeyMap([cc.Rule("a", "b")])},
+        cc.ConfigError,
+        "takes functions of leaves, which .*KeyMap",
+    ),
     "only": ({"only": "prams"}, cc.CheckpointNotFound, "there is key, opt_state, params, step"),
     "below": ({"only": "params/x"}, cc.CheckpointNotFound, "'params/x' matches nothing"),
     "step": ({"which": 3}, cc.CheckpointNotFound, "has no step 3; it has 0"),
@@ -249,6 +266,74 @@ def test_a_file_that_another_makes_meanwhile_is_not_replaced(root: Path) -> None
     with pytest.raises(cc.ConfigError, match="is there already"):
         cc.export(root, "a.npz", transform=meanwhile)
     assert Path("a.npz").read_text() == "theirs"
+
+
+def test_a_checkpoint_that_goes_away_meanwhile_leaves_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = iter([True, False])  # when it is looked for after it was read
+    monkeypatch.setattr(sources, "_moved_on", lambda *_: next(gone))
+    assert read(cc.export(root, "a.npz", only="step")) == {"step": 7}
+
+    def evicted(*_: object) -> bool:
+        raise cc.CheckpointNotFound("evicted while it was read")
+
+    monkeypatch.setattr(sources, "_moved_on", evicted)
+    with pytest.raises(cc.CheckpointNotFound, match="evicted"):
+        cc.export(root, "b.npz", which=0)
+    assert sorted(p.name for p in Path.cwd().iterdir() if "wandb" not in p.name) == ["a.npz", "run"]
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "orbax"])
+def test_a_folder_takes_the_place_of_its_like_alone(
+    format_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path("folder")
+    cc.export({"w": np.zeros(2)}, folder, format=format_)
+    cc.export({"w": np.ones(2)}, folder, format=format_, overwrite=True)
+    assert cc.load_params(folder)["w"].tolist() == [1, 1]
+
+    replace = Path.replace
+
+    def fail(path: Path, target: Path) -> Path:
+        if target == folder.absolute():
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(KeyboardInterrupt):
+            cc.export({"w": np.zeros(2)}, folder, format=format_, overwrite=True)
+    assert cc.load_params(folder)["w"].tolist() == [1, 1]
+
+    Path("file").write_text("old")
+    cc.export({"w": np.ones(2)}, "file", format=format_, overwrite=True)
+    assert cc.load_params("file")["w"].tolist() == [1, 1]
+
+    mine = Path("mine")
+    mine.mkdir()
+    cc.export({"w": np.ones(2)}, mine / "model", format=format_)
+    if format_ == "safetensors":
+        (mine / "model" / "model.safetensors").rename(mine / "model.safetensors")
+    (mine / "config.json").write_text("{}")
+    with pytest.raises(cc.ConfigError, match=r"holds more than a checkpoint, config\.json"):
+        cc.export({"w": np.ones(2)}, mine, format=format_, overwrite=True)
+    assert (mine / "config.json").exists()
+
+
+def test_a_file_of_equinox_is_read_by_its_module() -> None:
+    mlp = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(1))
+    cc.export(mlp, "mlp.npz")
+    cc.export("mlp.npz", "mlp.eqx", like=mlp)
+    equinox.write_module(Path("mlp.eqx"), mlp, {"width": 4})
+
+    like = eqx.filter_eval_shape(eqx.nn.MLP, 2, 1, 4, 1, key=jax.random.key(2))
+    path = cc.export("mlp.eqx", "again.npz", like=like)
+
+    assert same(read(path), read(Path("mlp.npz")))
+    assert npz.read(path)[1] == {"width": 4}
+    with pytest.raises(cc.ConfigError, match="give like="):
+        cc.export("mlp.eqx", "more.npz")
 
 
 class Iterator:

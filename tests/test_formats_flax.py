@@ -299,6 +299,20 @@ def test_a_file_that_is_cut_is_damaged(small: Path, data: st.DataObject) -> None
     assert msgpack.matches(small)
 
 
+def test_arrays_are_those_of_the_file_that_was_opened(tmp_path: Path) -> None:
+    path, newer = tmp_path / "a.msgpack", tmp_path / "b.msgpack"
+    for file, value in ((path, 0), (newer, 1)):
+        msgpack.write(file, of_state({"w": np.full(2, value)}), {})
+    tensors, _ = msgpack.read(path)
+
+    newer.replace(path)
+    assert tensors["w",].read().tolist() == [0, 0]
+    tensors, _ = msgpack.read(path)
+    path.write_bytes(b"")
+    with pytest.raises(cc.CorruptCheckpoint, match="changed while it was read"):
+        tensors["w",].read()
+
+
 changes = st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 255)), min_size=1, max_size=4)
 
 

@@ -618,6 +618,8 @@ def test_weights_are_found_by_name() -> None:
     with pytest.raises(cc.StateMismatch, match="named model, params or weights; there is actor"):
         cc.strip(actor)
     assert cc.strip(actor, also="actor") == {"actor": actor["actor"]}
+    with pytest.raises(cc.StateMismatch, match="there is nothing"):
+        cc.strip(of_state(jnp.ones(2)))
 
 
 def test_layers_that_are_lists_are_told_from_lists_of_layers() -> None:

@@ -86,6 +86,45 @@ def test_what_is_chosen_comes_and_the_rest_stays(root: Path) -> None:
         cc.load_params(root, params(0), only="params/x")
 
 
+def test_weights_with_what_belongs_to_them(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = {"params": params(), "batch_stats": {"mean": jnp.ones(2)}, "opt_state": {"n": 1}}
+    run = save(root.parent / "norm", state)
+    like = {"params": params(0), "batch_stats": {"mean": jnp.zeros(2)}, "step": 5}
+
+    loaded = cc.load_params(run, like, only=["params", "batch_stats"])
+
+    assert tree_digest(loaded) == tree_digest({**state, "step": 5, "opt_state": {}})
+    assert not caplog.messages
+    abstract = jax.eval_shape(lambda: {"params": params(), "batch_stats": {"mean": jnp.ones(2)}})
+    cc.load_params(run, abstract)
+    assert caplog.messages == [f"{run}: nothing was loaded for batch_stats, which stays abstract"]
+
+
+def test_what_may_be_weights_is_not_left_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    state = {"model": {"w": np.ones(2)}, "lm_head": {"w": np.ones(2)}, "step": 3}
+    file = cc.export(state, "llama.safetensors")
+
+    assert set(cc.load_params(file)) == {"w"}
+    (told,) = caplog.messages
+    assert told == (
+        f"{file}: model is taken for its weights, and the rest is left as it is: lm_head; "
+        "only=None takes everything"
+    )
+    like = {"model": {"w": np.zeros(2)}, "lm_head": {"w": np.zeros(2)}, "step": 0}
+    cc.load_params(file, like)
+    assert "the state: model is taken" in caplog.messages[-1]
+    caplog.clear()
+    assert tree_digest(cc.load_params(file, like, only=None)) == tree_digest(state)
+    assert cc.load_params(file, like, only="model")["lm_head"]["w"].tolist() == [0, 0]
+    assert not caplog.messages
+
+
+def test_an_item_is_read_by_its_checkpoint(root: Path) -> None:
+    for read in (cc.load_params, cc.restore, cc.inspect):
+        with pytest.raises(cc.ConfigError, match=r"is a part of the checkpoint .*only='params'"):
+            read(root / "0" / "params")
+
+
 def test_names_of_others_are_changed_before(root: Path) -> None:
     def rename(tensors: Any) -> Any:
         return {tuple(n.replace("weight", "kernel") for n in p): t for p, t in tensors.items()}
@@ -170,6 +209,9 @@ def test_all_that_does_not_fit_is_told_at_once(root: Path) -> None:
         assert "layers/0/kernel: shape (3, 2) in the state, (2, 3) in the checkpoint" in text
         assert "layers/1/bias: not in the state" in text
         assert "more: not in the checkpoint" in text
+        assert "The rest fits" not in text, "by names that only= does not take"
+    with pytest.raises(cc.StateMismatch, match="head/kernel is a ndarray of dtype <U1, which cann"):
+        cc.load_params(root, {"layers": params()["layers"], "head": {"kernel": np.array(["a"])}})
 
 
 def test_keys_and_values_of_python_come_as_they_were() -> None:
@@ -191,6 +233,20 @@ def test_what_was_loaded_is_nobody_elses() -> None:
     mine["w"][:] = 1
 
     assert [float(tree["w"].sum()) for tree in loaded] == [0, 0]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "msgpack"])
+def test_arrays_of_a_file_are_those_of_the_model_alone(suffix: str) -> None:
+    state = {name: np.full(1000, 1, np.float32) for name in "ab"}
+    file = cc.export(state, f"a.{suffix}")
+    loaded = [cc.load_params(file), cc.load_params(file, {n: jnp.zeros(1000) for n in "ab"})]
+
+    file.write_bytes(bytes(file.stat().st_size))
+    loaded[0]["a"][0] = 2
+    later = jax.jit(lambda w: w + 1, donate_argnums=0)(loaded[1]["b"])
+
+    assert float(later.sum()) == 2000
+    assert [float(tree["a"].sum()) for tree in loaded] == [1001, 1000]
 
 
 def test_a_lone_array(tmp_path: Path) -> None:

@@ -139,6 +139,14 @@ def test_all_that_cannot_be_merged_is_told_at_once() -> None:
     ]
 
 
+def test_several_adapters_of_one_weight_are_refused() -> None:
+    half = {"lora_a": random(3, 2), "lora_b": random(2, 4)}
+    layer = {"kernel": random(3, 4), "lora": half}
+    layer |= {f"kernel_{name}": array for name, array in half.items()}
+    with pytest.raises(cc.StateMismatch, match=r"layer\.kernel has several adapters"):
+        lora.merge(of_state({"layer": layer}), scale=1)
+
+
 def test_weights_without_adapters_are_refused() -> None:
     with pytest.raises(cc.StateMismatch, match="there are no adapters"):
         lora.merge(of_state({"kernel": random(3, 4)}), scale=1)

@@ -256,6 +256,15 @@ def test_what_a_file_says_of_a_leaf_has_to_fit_it(note: dict[str, Any]) -> None:
         npz.read(path)
 
 
+@pytest.mark.parametrize(("impl", "lengths"), [("rbg", 2), ("threefry2x32", 4), (5, 2)])
+def test_data_of_other_keys_are_refused(impl: Any, lengths: int) -> None:
+    about = {"version": 1, "leaves": {"a": {"key": impl}}, "metadata": {}}
+    path = archive([("a.npy", npy(np.ones(lengths, np.uint32))), told(about)])
+
+    with pytest.raises(cc.CorruptCheckpoint, match=f"is said to be keys of {impl}"):
+        npz.read(path)
+
+
 def test_a_size_that_lies_allocates_nothing() -> None:
     head = ONE.replace(b"(2,), }" + b" " * 11, b"(250000000000,), }")
     assert len(head) == len(ONE)

@@ -486,6 +486,16 @@ def test_a_file_that_was_cut_after_it_was_opened_is_told(tmp_path: Path) -> None
         tensors["a",].read()
 
 
+def test_arrays_are_those_of_the_file_that_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(raw_file(GOOD, bytes(8)))
+    tensors, _ = safetensors.read(path)
+    newer = tmp_path / "newer"
+    newer.write_bytes(raw_file(GOOD, b"1" * 8))
+    newer.replace(path)
+    assert tensors["a",].read().tolist() == [0, 0]
+
+
 def shards(weight_map: Any, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()

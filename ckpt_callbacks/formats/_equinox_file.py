@@ -92,8 +92,8 @@ def is_stored(leaf: Any) -> bool:
     return array or isinstance(leaf, tuple(_KINDS)) or hasattr(leaf, "__jax_array__")
 
 
-def fitted(path: FilePath, stored: Array, leaf: Any, name: str) -> Any:
-    """Return an array of a file as what the module has in its place.
+def fitted(path: FilePath, file: BinaryIO, stored: Array, leaf: Any, name: str) -> Any:
+    """Return an array of a file, which is open, as what the module has in its place.
 
     Raises:
         StateMismatch: it does not fit there; a number also if Equinox would cut it to fit.
@@ -116,7 +116,8 @@ def fitted(path: FilePath, stored: Array, leaf: Any, name: str) -> Any:
         raise differs("dtype", type(leaf).__name__, native)
     if dtype is not None and not (half or wide) and dtype not in (stored.dtype, native):
         raise differs("dtype", dtype, native)
-    data = np.fromfile(path, np.uint8, stored.nbytes, offset=stored.start)
+    file.seek(stored.start)
+    data = np.fromfile(file, np.uint8, stored.nbytes)
     array = data.view(stored.dtype).reshape(shape, order="F" if stored.fortran else "C")
     if dtype is None:
         return type(leaf)(array.item())

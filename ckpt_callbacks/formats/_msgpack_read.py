@@ -14,6 +14,7 @@ from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
 from ckpt_callbacks.errors import CorruptCheckpoint
+from ckpt_callbacks.formats._held import Held
 from ckpt_callbacks.leaves import Leaf, leaf_of
 from ckpt_callbacks.paths import Path, show
 from ckpt_callbacks.tensors import Tensor
@@ -49,8 +50,9 @@ def leaves_in(path: FilePath) -> dict[Path, Tensor]:
     Raises:
         CorruptCheckpoint: it is damaged, or holds what Flax does not write.
     """
-    with path.open("rb") as file:
-        reader = _Reader(path, file)
+    held = Held(path)
+    with held.open() as file:
+        reader = _Reader(held, file)
         found = reader.tree(())
         if rest := reader.size - file.tell():
             raise reader.damaged(f"{rest} bytes follow its end")
@@ -58,13 +60,13 @@ def leaves_in(path: FilePath) -> dict[Path, Tensor]:
 
 
 class _Reader:
-    def __init__(self, path: FilePath, file: BinaryIO) -> None:
-        self.path, self.file = path, file
-        self.size = os.fstat(file.fileno()).st_size
+    def __init__(self, held: Held, file: BinaryIO) -> None:
+        self.held, self.file = held, file
+        self.size = held.size
 
     def damaged(self, what: str) -> CorruptCheckpoint:
         at = self.file.tell()
-        return CorruptCheckpoint(f"{self.path} is no whole msgpack file: {what} (byte {at})")
+        return CorruptCheckpoint(f"{self.held.path} is no whole msgpack file: {what} (byte {at})")
 
     def take(self, n: int) -> bytes:
         if n > self.size - self.file.tell():
@@ -166,7 +168,7 @@ class _Reader:
         if scalar and shape:
             raise self.damaged(f"a scalar has the shape {shape}")
         self.file.seek(n, os.SEEK_CUR)
-        read = partial(_array, self.path, start, n, name, shape)
+        read = partial(_array, self.held, start, n, name, shape)
         return Tensor(Leaf("array", shape, name), partial(_item, read) if scalar else read)
 
     def joined(self, found: dict[Path, Tensor], at: Path) -> Tensor:
@@ -194,14 +196,15 @@ def _dtype(name: str) -> Any:
     return jax.numpy.dtype(name)
 
 
-def _array(path: FilePath, start: int, n: int, name: str, shape: tuple[int, ...]) -> Any:
+def _array(held: Held, start: int, n: int, name: str, shape: tuple[int, ...]) -> Any:
     import numpy as np
 
-    data = np.fromfile(path, np.uint8, n, offset=start)
+    with held.open() as file:
+        data = np.fromfile(file, np.uint8, n, offset=start)
     try:
         return data.view(_dtype(name)).reshape(shape)
-    except ValueError as error:  # the file was cut meanwhile, or NumPy has no such shape
-        raise CorruptCheckpoint(f"{path} holds no {name}{list(shape)}: {error}") from error
+    except ValueError as error:  # NumPy has no such shape
+        raise CorruptCheckpoint(f"{held.path} holds no {name}{list(shape)}: {error}") from error
 
 
 def _item(read: Callable[[], Any]) -> Any:

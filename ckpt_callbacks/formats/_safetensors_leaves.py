@@ -20,7 +20,7 @@ from typing import Any
 
 from ckpt_callbacks.errors import CorruptCheckpoint, StateMismatch
 from ckpt_callbacks.formats._safetensors_header import DTYPES, Entry
-from ckpt_callbacks.leaves import Leaf, Note
+from ckpt_callbacks.leaves import KEY_DATA, Leaf, Note
 from ckpt_callbacks.paths import Path, show
 from ckpt_callbacks.tensors import Tensor, from_array, to_array
 
@@ -46,7 +46,6 @@ _PYTHON = {
     "bytes": ("uint8", 1),
 }
 """The dtype, if it is a certain one, and the number of axes that each `type` is stored with."""
-_KEY_DATA = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +113,6 @@ def stored(path: Path, tensor: Tensor) -> Stored:
             array, note = to_array(tensor)
         except ValueError as error:  # text that has no UTF-8 form, or a number of 4,300 digits
             raise StateMismatch(f"{show(path)} cannot be stored: {error}") from None
-        if "shape" in note:  # it was made one element long, which is not needed here
-            array, note = array[:0], {"type": note["type"]}
         dtype, shape = array.dtype.name, array.shape
     as_other = _as_stored(dtype)
     if as_other is None:
@@ -200,5 +197,5 @@ def _key(note: Note, dtype: str, shape: tuple[int, ...]) -> Leaf | None:
     impl = note["key"]
     if not isinstance(impl, str) or "type" in note or dtype != "uint32" or not shape:
         return None
-    fits = _KEY_DATA.get(impl, shape[-1]) == shape[-1]
+    fits = KEY_DATA.get(impl, shape[-1]) == shape[-1]
     return Leaf("key", shape[:-1], impl) if fits else None

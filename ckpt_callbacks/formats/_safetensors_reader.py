@@ -7,6 +7,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from ckpt_callbacks.errors import CorruptCheckpoint
+from ckpt_callbacks.formats._held import Held
 from ckpt_callbacks.formats._safetensors_header import Header, is_text, json_of, parse
 from ckpt_callbacks.formats._safetensors_leaves import tensor_of
 from ckpt_callbacks.formats.naming import NAMINGS, guess, split
@@ -25,7 +26,8 @@ NOTES = "ckpt_callbacks.leaves"
 def read(path: FilePath) -> tuple[Tensors, dict[str, Any]]:
     """Return the leaves, of which no array was read yet, and the metadata: JSON by name.
 
-    Arrays are mapped, and read-only: files have to stay as they are while arrays are in use.
+    Arrays are mapped, and read-only: nobody may write into a file while arrays are in use. Another
+    file may take its name: the arrays are still those of the one that was opened.
 
     Args:
         path: a file, an index of shards, or a folder with one of them.
@@ -85,18 +87,16 @@ def _opened(path: FilePath) -> _Source:
 
     if not path.is_file():
         raise CorruptCheckpoint(f"{path} is missing, or no file")
-    path = path.absolute()
+    held = Held(path.absolute())
 
     def raw(start: int, stop: int) -> Any:
         if start == stop:
             return np.zeros(0, np.uint8)
-        try:
-            mapped = np.memmap(path, np.uint8, "r", start, (stop - start,))
-        except (ValueError, FileNotFoundError) as error:
-            raise CorruptCheckpoint(f"{path} was changed while it was read: {error}") from None
+        with held.open() as file:
+            mapped = np.memmap(file, np.uint8, "r", start, (stop - start,))
         return mapped.view(np.ndarray)
 
-    return _Source(str(path), path.stat().st_size, raw)
+    return _Source(str(held.path), held.size, raw)
 
 
 def _leaves(sources: Sequence[_Source]) -> tuple[dict[Path, Tensor], dict[str, Any]]:

@@ -149,15 +149,15 @@ def read_into(path: FilePath, like: Any, filter_spec: Any = None) -> Any:
         if filter_spec is not None:
             return _filtered(path, file, like, filter_spec)
         stored = list(arrays(path, file))
-    flat, treedef = jax.tree_util.tree_flatten_with_path(like)
-    count = sum(is_stored(leaf) for _, leaf in flat)
-    if len(stored) != count:
-        raise StateMismatch(f"{path} has {len(stored)} leaves, and the module {count}")
-    rest = iter(stored)
-    new = [
-        fitted(path, next(rest), leaf, show(names_of(keys))) if is_stored(leaf) else leaf
-        for keys, leaf in flat
-    ]
+        flat, treedef = jax.tree_util.tree_flatten_with_path(like)
+        count = sum(is_stored(leaf) for _, leaf in flat)
+        if len(stored) != count:
+            raise StateMismatch(f"{path} has {len(stored)} leaves, and the module {count}")
+        rest = iter(stored)
+        new = [
+            fitted(path, file, next(rest), leaf, show(names_of(keys))) if is_stored(leaf) else leaf
+            for keys, leaf in flat
+        ]
     return jax.tree_util.tree_unflatten(treedef, new)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from ckpt_callbacks.atomic import new_file
 from ckpt_callbacks.errors import ConfigError, CorruptCheckpoint, StateMismatch
 from ckpt_callbacks.formats.npy import Entry, damaged, entries_of, problem_of
-from ckpt_callbacks.leaves import Leaf, Note, found, leaf_of
+from ckpt_callbacks.leaves import KEY_DATA, Leaf, Note, found, leaf_of
 from ckpt_callbacks.paths import Path, dotted, show
 from ckpt_callbacks.tensors import Tensor, Tensors, from_array, to_array
 
@@ -135,8 +135,11 @@ def _tensor(path: FilePath, entry: Entry, note: Note) -> Tensor:
         raise ValueError(f"{entry.dtype} is said to be of type {kind}")
     if len(entry.shape) != (1 if _TYPES.get(kind) == "uint8" else 0) and "type" in note:
         raise ValueError(f"an array of the shape {entry.shape} is said to be of type {kind}")
-    if "key" in note and not (entry.shape and dtype == "uint32" and isinstance(note["key"], str)):
-        raise ValueError(f"{dtype}{list(entry.shape)} is said to be keys")
+    if "key" in note:
+        impl, last = note["key"], entry.shape[-1:]
+        known = isinstance(impl, str) and dtype == "uint32" and last
+        if not known or KEY_DATA.get(impl, last[0]) != last[0]:
+            raise ValueError(f"{dtype}{list(entry.shape)} is said to be keys of {impl}")
     # One that NumPy has itself, and is neither text nor a point in time.
     if not _is_foreign(dtype) and dtype.kind not in "biufc":
         raise ValueError(f"it is of dtype {dtype}, which is none of numbers")

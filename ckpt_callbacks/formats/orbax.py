@@ -20,7 +20,6 @@ from ckpt_callbacks.tensors import Tensor, Tensors, of_contents
 
 __all__ = ["matches", "read", "write"]
 
-_ABOUT = "_CHECKPOINT_METADATA"
 _SAME = (None, {"type": "scalar"}, {"type": "bool"}, {"type": "complex"})
 """Notes without which a leaf still has its value: it becomes an array without dimensions."""
 
@@ -37,9 +36,7 @@ def read(path: FilePath) -> tuple[Tensors, dict[str, Any]]:
         CorruptCheckpoint: it is damaged, or holds no tree of arrays.
     """
     path = path.absolute()  # Orbax takes no other
-    # The new functions of Orbax take no item for a checkpoint.
-    is_item = orbax_io.is_tree(path) and not (path / _ABOUT).is_file()
-    root = path.parent if is_item and (path.parent / _ABOUT).is_file() else path
+    root = path.parent if orbax_io.is_item(path) else path
     with _damage_of(path):
         contents = Contents(root)
         tensors = of_contents(contents)

@@ -70,6 +70,7 @@ def write(
     *,
     max_shard_size: int | None = None,
     naming: str = "dots",
+    **options: Any,
 ) -> None:
     """Write the leaves so that `path` is there only once all of it is durable.
 
@@ -82,11 +83,16 @@ def write(
         metadata: what else to keep: JSON by name.
         max_shard_size: bytes of the arrays of a shard; 5 GB if not given.
         naming: how leaves are called; see `ckpt_callbacks.formats.naming`.
+        options: none.
 
     Raises:
         StateMismatch: a leaf cannot be told in this format, or two have the same name in it.
         ConfigError: an option is none of this format, or `path` exists.
     """
+    if options:
+        raise ConfigError(
+            f"safetensors has no option {', '.join(options)}: it has max_shard_size and naming"
+        )
     path = path.absolute()
     whole = path.suffix == SUFFIX
     if max_shard_size is not None and (whole or not _is_size(max_shard_size)):
