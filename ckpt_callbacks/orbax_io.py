@@ -42,8 +42,9 @@ WHOLE = ""
 LEFT_OUT = ...
 """Orbax's `PLACEHOLDER`: a leaf that is not to be read."""
 _DATA_FILE = 128 * 2**20
-"""Bytes of a data file at most. By `benchmarks/data_files.py`, 1 GiB is durable twice as fast as in
-one file, with any size from 16 to 256 MiB; fewer files are fewer requests to a tracker."""
+"""Bytes of a data file at most. By `benchmarks/data_files.py`, 1 GiB is durable in 0.4 to 0.75 of
+the time that one file takes, with any size from 16 to 256 MiB; fewer files are fewer requests to a
+tracker."""
 
 
 class PendingSave(Protocol):
