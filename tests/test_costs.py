@@ -229,3 +229,15 @@ def test_mirrors_on_the_same_disk_add_no_copy(tmp_path: Path) -> None:
     files = {p.stat().st_ino: p for p in manifest.files_in(tmp_path) if p.suffix != ".db"}
     added = sum(p.stat().st_size for ino, p in files.items() if ino not in own)
     assert added <= 0.01 * size
+
+
+def test_data_files_are_of_a_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they are written while others are filled, and not one of them at the end."""
+    monkeypatch.setattr(orbax_io, "_DATA_FILE", 2**20)
+    state = {"params": {str(i): jnp.arange(2**17, dtype=jnp.float32) + i for i in range(8)}}
+    with callbacks_in(tmp_path).run(state) as run:
+        run.on_step(0, state)
+
+    sizes = [p.stat().st_size for p in manifest.files_in(tmp_path / "0")]
+    assert sum(sizes) >= 4 * 2**20
+    assert max(sizes) <= 2 * 2**20
