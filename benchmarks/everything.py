@@ -90,11 +90,12 @@ def of_devices() -> str:
 @click.option("--write", is_flag=True, help="Put results and pictures beside this file.")
 @click.argument("names", nargs=-1)
 def main(short: bool, write: bool, names: tuple[str, ...]) -> None:
-    """Run all benchmarks that have a target, or those of some NAMES."""
+    """Run all benchmarks that have a target, or those of some NAMES; exit with 1 if one fails."""
     if write and short:
         raise click.UsageError("--write is for what was measured in full")
     results = HERE / "results.json"
     found: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     if names and results.is_file():  # those of the others stay
         found = json.loads(results.read_text("utf-8"))
         found.pop("date")
@@ -106,15 +107,24 @@ def main(short: bool, write: bool, names: tuple[str, ...]) -> None:
             file = Path(folder) / f"{name}.json"
             command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(file), *options]
             command += ["--pictures", str(pictures)] if name == "scaling" else []
-            subprocess.run(command, check=True, env=os.environ | {"TMPDIR": folder})  # noqa: S603
-            found[name] = json.loads(file.read_text("utf-8"))
-    if write:
+            code = subprocess.call(command, env=os.environ | {"TMPDIR": folder})  # noqa: S603
+            if code:
+                failed[name] = f"failed with exit code {code}"
+            elif not file.is_file():
+                failed[name] = "left no results"
+            else:
+                found[name] = json.loads(file.read_text("utf-8"))
+    if write and found:
         today = datetime.now(UTC).strftime("%Y-%m-%d")
         results.write_text(json.dumps({"date": today, **found}) + "\n", "utf-8")
         readme = HERE / "README.md"
         text = readme.read_text("utf-8")
         before, after = text.split(BEGIN)[0], text.split(END)[1]
         readme.write_text(before + BEGIN + markdown(found, today) + END + after, "utf-8")
+    for name, why in failed.items():
+        click.echo(f"{name}.py {why}: there is nothing new of it", err=True)
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """Return a new name in the same folder, which is made if need be."""
+    """Return a new name in the same folder, which is made if need be, and lasts."""
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        fsync(folder.parent)
     return path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")

@@ -6,11 +6,9 @@ A custom handler of Orbax (v0) may store a model as `eqx.tree_serialise_leaves` 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path as FilePath
 from typing import Any
 
-from ckpt_callbacks.errors import ConfigError, StateMismatch
 from ckpt_callbacks.paths import Path
 from ckpt_callbacks.state import leaves_of, names_of
 
@@ -25,10 +23,10 @@ def values_of(folder: FilePath, part: Any) -> dict[Path, Any] | None:
 
     Args:
         folder: of the item.
-        part: what the state has in its place, without which Equinox reads nothing.
+        part: what the state has in its place, without which a file of Equinox has no names.
 
     Raises:
-        ConfigError: it is Equinox's, which is not imported.
+        CorruptCheckpoint: it is Equinox's, and damaged.
         StateMismatch: it is Equinox's and does not fit `part`.
     """
     import jax
@@ -40,7 +38,9 @@ def values_of(folder: FilePath, part: Any) -> dict[Path, Any] | None:
     file = equinox_file(folder)
     if file is None or part is None:
         return None
-    leaves = leaves_of(_deserialised(file, part))
+    from ckpt_callbacks.formats.equinox import read_into
+
+    leaves = leaves_of(read_into(file, part))
     return {at: np.asarray(x) if isinstance(x, jax.Array) else x for at, x in leaves.items()}
 
 
@@ -48,20 +48,3 @@ def equinox_file(folder: FilePath) -> FilePath | None:
     """Return the file in an item that Equinox wrote, if there is one."""
     files = list(folder.glob("*.eqx"))
     return files[0] if len(files) == 1 else None
-
-
-def _deserialised(file: FilePath, part: Any) -> Any:
-    equinox = sys.modules.get("equinox")
-    if equinox is None:
-        raise ConfigError(
-            f"{file} was written by Equinox: import equinox, and give a state with its module there"
-        )
-    try:
-        with file.open("rb") as stream:
-            new = equinox.tree_deserialise_leaves(stream, part)
-            more = stream.read(1)
-    except (RuntimeError, ValueError, TypeError, EOFError) as error:
-        raise StateMismatch(f"the state does not fit {file}: {error}") from error
-    if more:
-        raise StateMismatch(f"the state does not fit {file}: it has fewer leaves than the file")
-    return new

@@ -48,7 +48,7 @@ class Contents:
     Raises:
         CorruptCheckpoint: a file is damaged; the message names it.
         CheckpointNotFound: as `choose` has it.
-        ConfigError, StateMismatch: as `beside.values_of` has it.
+        StateMismatch: as `beside.values_of` has it.
     """
 
     def __init__(

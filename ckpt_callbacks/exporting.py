@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, overload
 
-from ckpt_callbacks import formats
+from ckpt_callbacks import formats, streams
 from ckpt_callbacks.errors import CkptCallbacksError, ConfigError, StateMismatch
 from ckpt_callbacks.manifest import fsync
 from ckpt_callbacks.opening import Transform, as_transforms, opened
@@ -19,20 +19,33 @@ from ckpt_callbacks.tensors import Tensors
 
 __all__ = ["export"]
 
-_SUFFIXES = {
-    ".safetensors": "safetensors",
-    ".npz": "npz",
-    ".npy": "npz",
-    ".msgpack": "msgpack",
-    ".eqx": "equinox",
-}
 _BY_LIKE = ("equinox", "msgpack")
 """Formats that are written as a state has its leaves."""
 
 
+@overload
 def export(
     source: Any,
     dest: str | os.PathLike[str],
+    *,
+    format: str | None = ...,
+    which: int | str = ...,
+    only: str | Collection[str] | None = ...,
+    stores: Sequence[Store] | None = ...,
+    transform: Transform | Sequence[Transform] | None = ...,
+    overwrite: bool = ...,
+    like: Any = ...,
+    **options: Any,
+) -> Path: ...
+
+
+@overload
+def export(source: Any, dest: BinaryIO, *, format: str, **options: Any) -> None: ...
+
+
+def export(
+    source: Any,
+    dest: str | os.PathLike[str] | BinaryIO,
     *,
     format: str | None = None,
     which: int | str = "last",
@@ -42,24 +55,25 @@ def export(
     overwrite: bool = False,
     like: Any = None,
     **options: Any,
-) -> Path:
+) -> Path | None:
     """Write a checkpoint, or a part of it, in a format of another library.
 
-    Little more than one leaf is in memory at a time, but all of them where Orbax or Equinox
-    writes. `dest` is there only once all of it is durable; what goes wrong leaves nothing new, and
-    a kill a folder `.export-…` beside it, with what was to be replaced or its successor. What is
-    known of the checkpoint is written with the leaves, where the format has a place for it: step,
-    time, run, metrics, your `metadata=`, the digest of its record, and what `only` was; of a
-    file, what it said itself. In one of Equinox it is a first line of JSON, which has to be read
-    before `eqx.tree_deserialise_leaves` gets the open file.
+    Little more than one leaf is in memory at a time, but all of them where Orbax writes: it takes
+    nothing but a whole pytree. `dest` is there only once all of it is durable; what goes wrong
+    leaves nothing new, and a kill a folder `.export-…` beside it, with what was to be replaced or
+    its successor. What is known of the checkpoint is written with the leaves: step, time, run,
+    metrics, your `metadata=`, the digest of its record, and what `only` was; of a file, what it
+    said itself. The files of Flax and Equinox have no place for it.
 
     Leaves that save themselves, such as iterators of Grain, are left out, and a message says so.
 
     Args:
         source: a run directory, a checkpoint or an address, as `restore` takes it; a file or a
             folder in one of the formats that `export` writes; or a live state.
-        dest: the file or folder to write, in a folder that exists.
-        format: `safetensors`, `npz`, …; by the suffix of `dest` if not given. A folder needs it.
+        dest: the file or folder to write, in a folder that exists; or a stream of bytes, such as
+            `io.BytesIO()`, which gets all of a file once it was made, in a temporary folder.
+        format: `safetensors`, `npz`, …; by the suffix of `dest` if not given. A folder needs it,
+            and so does a stream, which takes `npy` too.
         which: in a run directory, an alias such as `best` or `last`, or a step.
         only: paths in the source, such as `params`, as `restore` takes them.
         stores: where to look for another copy of a damaged checkpoint, as in `restore`.
@@ -70,10 +84,11 @@ def export(
         like: the module, live or abstract, of a file of Equinox that is read, and the live one
             for one that is written, as such a file has no names; for a msgpack file the state that
             Flax is to read it into.
-        options: of the format.
+        options: of the format, such as `max_shard_size` and `naming` of safetensors, `item` of
+            Orbax, and `hyper_parameters` of Equinox.
 
     Returns:
-        `dest`, as an absolute path.
+        `dest`, as an absolute path; nothing if it is a stream.
 
     Raises:
         ConfigError: the format is not known, `dest` is there already or has no folder to be in,
@@ -81,6 +96,13 @@ def export(
         StateMismatch: a leaf cannot be told in this format, or the live state has no values.
         RecordError, CheckpointNotFound, CorruptCheckpoint: as `restore` has it.
     """
+    if not isinstance(dest, str | os.PathLike):
+        with streams.written_to("export", dest, format) as path:
+            export(
+                source, path, which=which, only=only, stores=stores, transform=transform,
+                like=like, **options,
+            )  # fmt: skip
+        return None
     target = Path(dest).expanduser().absolute()
     name = _format_of(target, format)
     _check_place(target, name, overwrite=overwrite)
@@ -119,13 +141,12 @@ def _format_of(target: Path, given: str | None) -> str:
     Raises:
         ConfigError: it is not known, or the suffix says another.
     """
-    by_suffix = _SUFFIXES.get(target.suffix)
+    by_suffix = formats.SUFFIXES.get(target.suffix)
     name = given or by_suffix
     if name not in formats.FORMATS:
-        known = {s: n for s, n in _SUFFIXES.items() if n in formats.FORMATS}
         raise ConfigError(
             f"export: {f'format {name!r}' if name else target.name} is not known; formats are "
-            f"{', '.join(formats.FORMATS)}, and suffixes {', '.join(known)}"
+            f"{', '.join(formats.FORMATS)}, and suffixes {', '.join(formats.SUFFIXES)}"
             + " (a folder needs format=)"
             * (name is None)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ckpt_callbacks.errors import ConfigError, StateMismatch
 from ckpt_callbacks.leaves import Leaf
@@ -65,13 +66,16 @@ def as_groups(who: str, group: str | Collection[str]) -> list[Group]:
         ConfigError: one is no pattern.
     """
     groups = []
-    for text in [group] if isinstance(group, str) else group:
-        pattern = text if "{" in str(text) else f"{text}_{{}}"
+    given: Any = [group] if isinstance(group, str) else group
+    for text in given if isinstance(given, Collection) else [group]:
+        shown = str(text)
+        pattern = shown if "{" in shown else f"{shown}_{{}}"
         *before, last = pattern.split("/")
         head = last.removesuffix("{}")
         made = Group(pattern, tuple(before), head, lists=pattern == text and head != "")
         names = made.joined_name() if made.head else made.before
-        if pattern.count("{}") != 1 or not last.endswith("{}") or not names or not all(before):
+        whole = isinstance(text, str) and pattern.count("{}") == 1 and last.endswith("{}")
+        if not whole or not names or not all(before):
             raise ConfigError(f"{who}: group must be a pattern such as {_EXAMPLE}, not {text!r}")
         groups.append(made)
     if not groups:

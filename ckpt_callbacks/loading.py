@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, TypeVar, get_args, overload
 
+from ckpt_callbacks import streams
 from ckpt_callbacks.contents import Stored, finished
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, StateMismatch
+from ckpt_callbacks.errors import ConfigError, StateMismatch
+from ckpt_callbacks.layering import check_form, formed
 from ckpt_callbacks.leaves import DType
 from ckpt_callbacks.matching import check_same
 from ckpt_callbacks.opening import Transform, as_transforms, opened
-from ckpt_callbacks.paths import STATES, Path, Selection, show
-from ckpt_callbacks.payload import WEIGHTS
+from ckpt_callbacks.paths import Path, show
 from ckpt_callbacks.reading import tell_dtypes
 from ckpt_callbacks.state import apply, is_abstract, leaves_of, put
 from ckpt_callbacks.stores import Store
 from ckpt_callbacks.tensors import Tensor, Tensors
+from ckpt_callbacks.weights import ALONE, selection_of, weights_of, wrapper_of
 
 __all__ = ["load_params"]
 
 logger = logging.getLogger("ckpt_callbacks")
 S = TypeVar("S")
-_ALONE = ("leaf",)
-"""Path of a state that is a leaf itself, as in a checkpoint."""
 
 
 @overload
@@ -42,6 +40,7 @@ def load_params(
     axis: int = ...,
     transform: Transform | Sequence[Transform] | None = ...,
     stores: Sequence[Store] | None = ...,
+    format: str | None = ...,
 ) -> dict[str, Any]: ...
 
 
@@ -57,6 +56,7 @@ def load_params(
     axis: int = ...,
     transform: Transform | Sequence[Transform] | None = ...,
     stores: Sequence[Store] | None = ...,
+    format: str | None = ...,
 ) -> S: ...
 
 
@@ -71,6 +71,7 @@ def load_params(
     axis: int = 0,
     transform: Transform | Sequence[Transform] | None = None,
     stores: Sequence[Store] | None = None,
+    format: str | None = None,
 ) -> Any:
     """Return the weights that a checkpoint, a file or a live state holds, as `like` has them.
 
@@ -80,31 +81,51 @@ def load_params(
 
     Args:
         source: what `export` takes; of a file of Equinox, which has no names, `like` has to be
-            the module, or an abstract one.
+            the module, or an abstract one. With `format=`, bytes or a stream of them.
         like: a live state or an abstract one, as in `restore`: it says where arrays lie and how
             they are sharded. If it holds more than weights, the rest of it stays as it is. Without
             it, nested dicts of NumPy arrays, without the names above.
         which: in a run directory, an alias or a step.
         only: paths in the source. By default what is called `params`, `model` or `weights` at the
             top, or everything where nothing is. What is left beside a `model` may be weights too,
-            such as `lm_head`, so that is told; `None` takes everything.
+            such as `lm_head`, so that is told, and `None` takes everything. Of a file that was not
+            made from a checkpoint, everything unless it has `params`.
         dtype: `saved` gives the dtype that a leaf had, `cast` that of `like`, and with `error`
             the two must agree.
         group: the layers that are one array each on one side, with an axis for the layer, and
-            numbered on the other, as `stack` takes them: `layers/{}` or `layers_{}`. All such
-            layers if not given.
+            numbered on the other, as `stack` takes them: `layers/{}` or `layers_{}`, or `layers`
+            for both. All such layers if not given.
         axis: the axis of the layers where they are one array each.
         transform: a function of `Tensors`, or several, for the names in the source.
         stores: where to look for another copy of a damaged checkpoint.
+        format: of bytes, or of a stream: `safetensors`, `npz`, `npy`, `msgpack` or `equinox`.
+            Nothing that is a folder.
 
     Raises:
-        ConfigError: an argument is none of those.
+        ConfigError: an argument is none of those, or nothing is called as `group` says.
         StateMismatch: `like` has other leaves or shapes, or places that do not fit.
         RecordError, CheckpointNotFound, CorruptCheckpoint: as `restore` has it.
     """
+    if format is not None:
+        with streams.file_of("load_params", source, format) as path:
+            return load_params(
+                path, like, which=which, only=only, dtype=dtype, group=group, axis=axis,
+                transform=transform, stores=stores,
+            )  # fmt: skip
+    if streams.is_content(source):
+        raise ConfigError(
+            f"load_params: {type(source).__name__} does not say what it holds: give format=, such "
+            "as 'safetensors'"
+        )
     if dtype not in get_args(DType):
         raise ConfigError(f"load_params: dtype must be one of {get_args(DType)}, not {dtype!r}")
-    selection = _selection(only)
+    check_form("load_params", group, axis)
+    if group is not None and like is None:
+        raise ConfigError(
+            "load_params: group= names the layers that are to have the form of those in like=; "
+            "give that, or transform=partial(cc.unstack, group=…)"
+        )
+    selection = selection_of(only)
     transforms = as_transforms("load_params", transform)
     live = not isinstance(source, str | os.PathLike)
     where = "in memory" if live else str(source)
@@ -112,16 +133,15 @@ def load_params(
     def use(tensors: Tensors, _: Mapping[str, Any]) -> Any:
         for function in transforms:
             tensors = function(tensors)
-        prefix = _wrapper(tensors)
-        bare: Tensors = {p[len(prefix) :] or _ALONE: tensor for p, tensor in tensors.items()}
+        prefix = wrapper_of(tensors)
+        bare: Tensors = {p[len(prefix) :] or ALONE: tensor for p, tensor in tensors.items()}
         if like is None:
             return _nested(bare, copy=live)
-        wanted = _weights_of(like, selection, None if transforms else prefix)
         ours = leaves_of(like)
+        wanted = weights_of(ours, selection, None if transforms else prefix, bare)
         targets = {path: ours[at] for path, at in wanted.items()}
-        bare = _formed(
-            {_without_value(p, targets): t for p, t in bare.items()}, targets, group, axis
-        )
+        bare = {_without_value(path, targets): tensor for path, tensor in bare.items()}
+        bare = formed("load_params", bare, targets, group, axis)
         _check(targets, bare, where, dtype)
         new = {at: _placed(bare[p], targets[p], dtype, copy=live) for p, at in wanted.items()}
         _tell_abstract(where, {at: x for at, x in ours.items() if at not in new})
@@ -130,113 +150,10 @@ def load_params(
     return opened("load_params", source, which, use, selection, stores, like)
 
 
-class _Weights(Selection):
-    """What is called weights at the top, or all where nothing is."""
-
-    def __init__(self, *, tell: bool = True) -> None:
-        super().__init__("params")
-        self._tell = tell
-
-    def of(self, paths: Collection[Path], where: str, items: Collection[str] = ()) -> set[Path]:
-        if not {path[0] for path in paths if path} & set(WEIGHTS):
-            return set(paths)
-        chosen = super().of(paths, where, items)
-        taken = {path[0] for path in chosen}
-        left = {path[0] for path in paths if len(path) > 1} - taken
-        if left and self._tell and "params" not in taken:  # which nobody calls a part of a model
-            logger.warning(
-                "%s: %s is taken for its weights, and the rest is left as it is: %s; only=None "
-                "takes everything",
-                where,
-                ", ".join(sorted(taken)),
-                ", ".join(sorted(left)),
-            )
-        return chosen
-
-    def items(self, items: Collection[str], where: str) -> list[str]:
-        if {*WEIGHTS, *STATES} & set(items):
-            return super().items(items, where)
-        return list(items)
-
-
-def _selection(only: str | Collection[str] | None) -> Selection | None:
-    if only is None:
-        return None
-    return _Weights() if only == "params" else Selection(only)
-
-
-def _wrapper(paths: Iterable[Path]) -> Path:
-    """Return what all names begin with that only says that they are weights."""
-    prefix: Path = ()
-    while True:
-        heads = {path[len(prefix) :][:1] for path in paths if len(path) > len(prefix) + 1}
-        short = any(len(path) <= len(prefix) + 1 for path in paths)
-        if short or len(heads) != 1 or (head := heads.pop())[0] not in WEIGHTS:
-            return prefix
-        prefix += head
-
-
-def _weights_of(like: Any, only: Selection | None, prefix: Path | None) -> dict[Path, Path]:
-    """Return the paths of the weights in a state, by what they are without a wrapper.
-
-    Args:
-        like: the state.
-        only: what is chosen in the source.
-        prefix: the wrapper that the source has, `None` if its names are others.
-    """
-    paths = leaves_of(like).keys()
-    if only is None or isinstance(only, _Weights):
-        chosen = set(paths) if only is None else only.of(paths, "the state")
-        wrapper = _wrapper(chosen)
-        return {at[len(wrapper) :] or _ALONE: at for at in paths if at in chosen}
-    wrapper = _wrapper(_Weights(tell=False).of(paths, "the state"))
-    bare = {at[len(wrapper) :]: at for at in paths if at[: len(wrapper)] == wrapper}
-    if prefix is None:
-        return bare
-    try:
-        chosen = only.of({(*prefix, *path) for path in bare}, "the state")
-    except CheckpointNotFound:
-        if not wrapper or prefix:
-            raise
-        bare = {at: at for at in paths}  # such as `params` and `batch_stats`, on both sides
-        chosen = only.of(bare.keys(), "the state")
-    return {path: at for path, at in bare.items() if (*prefix, *path) in chosen}
-
-
 def _without_value(path: Path, wanted: Collection[Path]) -> Path:
     """Return the path of a leaf without the level that an `nnx.State` has above each."""
     nnx = path[-1:] == ("value",) and path not in wanted and path[:-1] in wanted
     return path[:-1] if nnx else path
-
-
-def _formed(tensors: Tensors, wanted: Collection[Path], group: str | None, axis: int) -> Tensors:
-    """Return leaves with their layers in one array each, or in one of their own, as wanted."""
-    here, there = _numbered(wanted), _numbered(tensors)
-    for patterns, others, function in (
-        (here - there, tensors, "unstack"),
-        (there - here, wanted, "stack"),
-    ):
-        joined = {name for path in others for name in path[:-1]}
-        for pattern in sorted(patterns):
-            if _base(pattern) in joined and group in (None, pattern, _base(pattern)):
-                from ckpt_callbacks import forms
-
-                tensors = getattr(forms, function)(tensors, group=pattern, axis=axis)
-    return tensors
-
-
-def _numbered(paths: Iterable[Path]) -> set[str]:
-    """Return what is numbered, as `stack` takes it: `layers/{}` or `layers_{}`."""
-    found: set[str] = set()
-    for path in paths:
-        found |= {f"{name}/{{}}" for name, below in pairwise(path) if below.isdecimal()}
-        found |= {f"{m[1]}_{{}}" for name in path[:-1] if (m := re.fullmatch(r"(.+)_\d+", name))}
-    return found
-
-
-def _base(pattern: str) -> str:
-    """Return what layers in one array each are below, by what they are called one by one."""
-    return pattern[: -len("/{}")]
 
 
 def _check(targets: Mapping[Path, Any], tensors: Tensors, where: str, dtype: DType) -> None:

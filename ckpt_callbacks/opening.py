@@ -62,7 +62,8 @@ def opened(
 
     def of_file(name: str, path: FilePath) -> S:
         tensors, metadata = formats.named(name).read(path)
-        chosen = _chosen(owner, tensors.keys(), tensors, only, str(source))
+        among = only and only.in_file(metadata)
+        chosen = _chosen(owner, tensors.keys(), tensors, among, str(source))
         return use({at: x for at, x in tensors.items() if at in chosen}, metadata)
 
     if not isinstance(source, str | os.PathLike):
@@ -78,9 +79,8 @@ def opened(
             into: Any = formats.named(name)
             said = into.hyper_parameters(path)
             known = said if isinstance(said, dict) else {}
-            return opened(
-                owner, into.read_into(path, like), which, lambda found, _: use(found, known), only
-            )
+            read, among = into.read_into(path, like), only and only.in_file(known)
+            return opened(owner, read, which, lambda found, _: use(found, known), among)
         return of_file(name, path)
 
     def reader(path: FilePath, record: Record | None, files: Mapping[str, File]) -> S:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.payload import WEIGHTS
@@ -40,7 +41,8 @@ class Selection:
     """
 
     def __init__(self, only: str | Collection[str]) -> None:
-        patterns = [only] if isinstance(only, str) else list(only)
+        given: Any = [only] if isinstance(only, str) else only
+        patterns = list(given) if isinstance(given, Collection) else []
         if not patterns or not all(isinstance(p, str) and p.strip("!/") for p in patterns):
             raise ConfigError(
                 "only must be a path of the state such as 'params' or 'model/layers/*', or several "
@@ -77,6 +79,11 @@ class Selection:
         if not chosen:
             raise CheckpointNotFound(f"only: '{self}' leaves nothing of {where}")
         return chosen
+
+    def in_file(self, metadata: Mapping[str, Any]) -> Selection:
+        """Return what chooses in a file that says this of itself."""
+        del metadata
+        return self
 
     def items(self, items: Collection[str], where: str) -> list[str]:
         """Return the items that may hold what is chosen, by the first name of each pattern.

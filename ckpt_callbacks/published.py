@@ -14,8 +14,10 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, RecordError
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, RecordError, StateMismatch
+from ckpt_callbacks.leaves import Leaf
 from ckpt_callbacks.manifest import seal, verify
+from ckpt_callbacks.paths import Path as Location
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import positive
 from ckpt_callbacks.record import File, record_from_json
@@ -38,9 +40,8 @@ class Safetensors:
     run, your `metadata=` and the digest of the checkpoint's record are in the file; metrics are
     not, since they may still come.
 
-    A name that the state does not have is told when the run begins, and what only a checkpoint can
-    tell, such as that nothing is stacked where `unstack` looks, by `MirrorFailed`: until it can be
-    made, the tracker takes no checkpoint.
+    What a state does not have, or not in the form that `unstack` looks for, and leaves that the
+    format cannot hold are told when the run begins.
 
     Args:
         only: paths in the state, such as `params`, as `export` takes them.
@@ -91,6 +92,26 @@ class Safetensors:
         try:
             Selection(self.only).items(items, "the state")
         except CheckpointNotFound as error:
+            raise ConfigError(f"{who}: payload={self}: {error}") from None
+
+    def fits(self, who: str, leaves: Mapping[Location, Leaf]) -> None:
+        """Check that a state of these leaves can be published; `who` asks.
+
+        Raises:
+            ConfigError: it cannot be; the message names the leaf.
+        """
+        from ckpt_callbacks.formats.safetensors import check
+        from ckpt_callbacks.forms import unstack
+        from ckpt_callbacks.tensors import Tensor
+
+        alone = {path: leaf for path, leaf in leaves.items() if leaf.kind != "files"}
+        try:
+            chosen = Selection(self.only).of(alone, "the state")
+            tensors = {path: Tensor(alone[path], _unread) for path in alone if path in chosen}
+            if self.unstack is not None:
+                tensors = unstack(tensors, self.unstack, self.axis)
+            check(tensors, self.naming)
+        except (CheckpointNotFound, StateMismatch) as error:
             raise ConfigError(f"{who}: payload={self}: {error}") from None
 
     def write(self, checkpoint: Checkpoint, folder: Path) -> str:
@@ -160,6 +181,10 @@ def verified(copy: Path) -> Path:
     manifest = copy / MANIFEST
     verify(copy / FOLDER, files_of(manifest.read_text(encoding="utf-8"), str(manifest)))
     return copy / FOLDER
+
+
+def _unread() -> Any:
+    raise AssertionError("what is looked at before there are values is not read")
 
 
 def _plain(option: str, value: Any) -> str | tuple[str, ...]:

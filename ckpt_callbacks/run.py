@@ -37,7 +37,7 @@ from ckpt_callbacks.preemption import Preemption
 from ckpt_callbacks.reading import compare, read
 from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.restoring import Weights
-from ckpt_callbacks.state import check, is_abstract, leaves_of
+from ckpt_callbacks.state import check, is_abstract, kinds_of, leaves_of
 from ckpt_callbacks.stores import Store
 from ckpt_callbacks.timing import Timed, untimed
 
@@ -114,8 +114,10 @@ class Run(Generic[S]):
         self._entered, self._thread = True, threading.get_ident()
         if self._checkpoint:
             items = check(self._state)  # what cannot be saved is known before the first step
+            leaves = kinds_of(self._state) if self._stores else {}
             for store in self._stores:
                 store.entered(items)
+                store.fits(leaves)
             self._engine = engine = Engine(
                 RunDirectory(self._checkpoint.directory),
                 self._checkpoint.keep,

@@ -15,7 +15,7 @@ from typing import Any
 from ckpt_callbacks.groups import Group, layers_in, stacks_in
 from ckpt_callbacks.leaves import Leaf
 from ckpt_callbacks.paths import Path
-from ckpt_callbacks.tensors import Tensor
+from ckpt_callbacks.tensors import Tensor, in_turn
 
 __all__ = ["joined", "split"]
 
@@ -84,12 +84,11 @@ def _join(parts: Sequence[Any], axis: int) -> Any:
 
 
 def _read_all(parts: Sequence[Tensor], at: int) -> Any:
-    """Read layers into one array, no more than one of them at a time."""
+    """Read layers into one array, one at a time or some small ones."""
     import numpy as np
 
     made: Any = None
-    for i, part in enumerate(parts):
-        value = part.read()
+    for i, value in enumerate(in_turn(parts)):
         if made is None:
             shape = value.shape
             made = np.empty((*shape[:at], len(parts), *shape[at:]), value.dtype)

@@ -17,10 +17,12 @@ from typing import Any
 from ckpt_callbacks.adapters import adapter_of
 from ckpt_callbacks.errors import StateMismatch
 from ckpt_callbacks.leaves import (
+    Leaf,
     Note,
     encode,
     is_files,
     is_function,
+    leaf_of,
     missing,
     unsavable,
     wanted_type,
@@ -37,6 +39,7 @@ __all__ = [
     "children",
     "is_abstract",
     "item_path",
+    "kinds_of",
     "leaves_of",
     "names_of",
     "put",
@@ -145,6 +148,12 @@ def leaves_of(state: Any) -> dict[Path, Any]:
     if not leaves:
         raise StateMismatch(f"the state, a {type(state).__qualname__}, holds nothing to save")
     return leaves
+
+
+def kinds_of(state: Any) -> dict[Path, Leaf]:
+    """Return what each leaf is, by path, also of a state that is abstract."""
+    kinds = {path: leaf_of(leaf) for path, leaf in leaves_of(state).items()}
+    return {path: kind for path, kind in kinds.items() if kind}
 
 
 def children(state: Any) -> dict[str, Any]:

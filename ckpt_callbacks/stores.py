@@ -212,6 +212,18 @@ class Store(ABC):
         """
         return
 
+    def fits(self, leaves: Mapping[tuple[str, ...], Any]) -> None:
+        """A run is about to begin with a state of these leaves; called after `entered`.
+
+        Args:
+            leaves: what each leaf is (`ckpt_callbacks.leaves.Leaf`), by its path; it may have no
+                value yet.
+
+        Raises:
+            ConfigError: the store could make nothing of checkpoints of such a state.
+        """
+        return
+
     @abstractmethod
     def open(self, run: RunInfo) -> Mapping[str, str]:
         """Begin or continue `run`; return what must be remembered for the next time."""

@@ -6,9 +6,10 @@ little more than one leaf is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate, takewhile
 from typing import Any
 
 from ckpt_callbacks.contents import Contents
@@ -16,10 +17,10 @@ from ckpt_callbacks.leaves import Leaf, Note, decode, encode, leaf_of
 from ckpt_callbacks.paths import Path
 from ckpt_callbacks.state import leaves_of
 
-__all__ = ["Tensor", "Tensors", "from_array", "of_contents", "of_state", "to_array"]
+__all__ = ["Tensor", "Tensors", "from_array", "in_turn", "of_contents", "of_state", "to_array"]
 
 _AHEAD = 32 * 2**20
-"""Bytes of small leaves that are read together with one, since each read takes Orbax a while."""
+"""Bytes of small leaves that are read together, since each read takes Orbax a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,12 @@ class Tensor:
         leaf: what it is; of an array with shape and dtype.
         read: returns its value: a NumPy array, of typed keys their data as `uint32`, and of
             others the Python number, text or bytes. It may be called several times.
+        place: where in a checkpoint it is, so that it can be read together with others.
     """
 
     leaf: Leaf
     read: Callable[[], Any]
+    place: tuple[_Ahead, Path] | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -63,9 +66,19 @@ def of_contents(contents: Contents, only: Collection[Path] | None = None) -> dic
     """Return the leaves of a checkpoint, or some; those that save themselves are left out."""
     reader = _Ahead(contents, only)
     return {
-        path: Tensor(contents.leaves[path].leaf, partial(reader.read, path))
+        path: Tensor(contents.leaves[path].leaf, partial(reader.read, path), (reader, path))
         for path in reader.targets
     }
+
+
+def in_turn(tensors: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield the values of leaves; small ones of one checkpoint are read together."""
+    places = [tensor.place for tensor in tensors if tensor.place]
+    readers = {reader for reader, _ in places}
+    if len(places) == len(tensors) and len(readers) == 1:
+        yield from readers.pop().in_turn([path for _, path in places])
+    else:
+        yield from (tensor.read() for tensor in tensors)
 
 
 class _Ahead:
@@ -84,17 +97,27 @@ class _Ahead:
         in_order, self._next = at == self._next, at + 1
         if path in self._read:
             return self._read.pop(path)
-        chosen = {path: self.targets[path]}
         if not in_order:
-            return self._contents.load(chosen, "saved", numpy=True)[path]
-        total = self._contents.leaves[path].leaf.nbytes
-        for name in list(self.targets)[at + 1 :]:
-            total += self._contents.leaves[name].leaf.nbytes
-            if total > _AHEAD:
-                break
-            chosen[name] = self.targets[name]
-        self._read = self._contents.load(chosen, "saved", numpy=True)
+            return self._load([path])[path]
+        self._read = self._load(self._batch(list(self.targets)[at:]))
         return self._read.pop(path)
+
+    def in_turn(self, paths: Sequence[Path]) -> Iterator[Any]:
+        """Yield the values of leaves in any order, with no more than a batch in memory."""
+        while paths:
+            batch = self._batch(paths)
+            values, paths = self._load(batch), paths[len(batch) :]
+            for path in batch:
+                yield values.pop(path)
+
+    def _batch(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the first of some leaves, and those that are small enough to go with it."""
+        totals = accumulate(self._contents.leaves[path].leaf.nbytes for path in paths)
+        fitting = sum(1 for _ in takewhile(lambda total: total <= _AHEAD, totals))
+        return list(paths[: max(1, fitting)])
+
+    def _load(self, paths: Sequence[Path]) -> dict[Path, Any]:
+        return self._contents.load({p: self.targets[p] for p in paths}, "saved", numpy=True)
 
 
 def to_array(tensor: Tensor) -> tuple[Any, Note]:

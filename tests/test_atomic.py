@@ -23,7 +23,9 @@ def test_a_file_is_there_once_it_is_durable(
         file.write(b"new")
         assert names(folder) != ["file"]
     assert (folder / "file").read_bytes() == b"new"
-    (part,), after = synced  # its content before it moves, then the folder
+    made = [[] for _ in ("a", "b")]  # that the folder is there lasts too
+    *first, (part,), after = synced  # its content before it moves, then the folder
+    assert first == made
     assert part.endswith(".part")
     assert after == ["file"]
 
@@ -73,3 +75,13 @@ def test_a_folder_is_there_once_all_of_it_is_durable(
     assert (there / "below" / "file").read_text() == "new"
     with pytest.raises(cc.ConfigError, match="folder is there already"), atomic.new_folder(there):
         pass
+
+
+def test_folders_that_are_made_for_it_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(atomic, "fsync", synced.append)
+
+    with atomic.new_file(tmp_path / "a" / "b" / "file"):
+        assert set(synced) == {tmp_path, tmp_path / "a"}
+    with atomic.new_file(tmp_path / "a" / "b" / "file"):
+        assert synced[2:] == [tmp_path / "a" / "b"]

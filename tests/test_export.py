@@ -195,6 +195,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "takes functions of leaves, which .*KeyMap",
     ),
     "only": ({"only": "prams"}, cc.CheckpointNotFound, "there is key, opt_state, params, step"),
+    "no path": ({"only": 3}, cc.ConfigError, "only must be a path of the state .*, not 3"),
     "below": ({"only": "params/x"}, cc.CheckpointNotFound, "'params/x' matches nothing"),
     "step": ({"which": 3}, cc.CheckpointNotFound, "has no step 3; it has 0"),
     "source": ({"source": "folder"}, cc.ConfigError, "neither a run directory nor"),

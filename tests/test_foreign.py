@@ -1,7 +1,6 @@
 """Checkpoints that Orbax wrote for others, of all kinds, are read bit for bit."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -303,24 +302,24 @@ def test_a_module_that_is_all_there_is(with_equinox: Path) -> None:
     assert leaves(cc.restore(with_equinox, like=eqx_model(1))) == leaves(eqx_model(3))
 
 
+WHY = ": .* has the shape| has 4 leaves, and the module"
+
+
 @pytest.mark.parametrize(
     "model", [eqx_model(1, width=5), eqx_model(1).layers[0], [eqx_model(1), jnp.ones(2)]]
 )
 def test_a_module_that_does_not_fit_is_told(with_equinox: Path, model: Any) -> None:
     like = eqx_state(1) | {"model": model}
 
-    with pytest.raises(cc.StateMismatch, match=r"does not fit .*/5/model/model\.eqx: "):
+    with pytest.raises(cc.StateMismatch, match=rf"/5/model/model\.eqx({WHY})"):
         cc.restore(with_equinox, like=like)
 
 
-def test_a_module_is_read_by_its_library_and_into_a_state_only(
-    with_equinox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_is_read_into_a_state_only(with_equinox: Path) -> None:
     assert list(cc.restore(with_equinox)) == ["opt_state"]
     with pytest.raises(cc.CheckpointNotFound, match=r"without like= \(model\)"):
         cc.restore(with_equinox, only="model")
 
     like = {"model": {"w": jnp.ones(2)}, "opt_state": eqx_state(1)["opt_state"]}
-    monkeypatch.delitem(sys.modules, "equinox")
-    with pytest.raises(cc.ConfigError, match="was written by Equinox: import equinox"):
+    with pytest.raises(cc.StateMismatch, match="has 4 leaves, and the module 1"):
         cc.restore(with_equinox, like=like)

@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckpt_callbacks as cc
 from ckpt_callbacks import extras
 from ckpt_callbacks.formats import equinox
-from ckpt_callbacks.tensors import of_state
+from ckpt_callbacks.leaves import Leaf
+from ckpt_callbacks.tensors import Tensor, of_state
 from foreign import leaves
+from saved import save
 from tensor_cases import EMPTY, NUMBERS, arrays, breaking, leaves_nothing, unless_damaged
 
 
@@ -105,13 +108,64 @@ def test_leaves_are_written_in_the_order_of_a_module(tmp_path: Path) -> None:
     by_name = {path: tensors[path] for path in sorted(tensors)}
     assert list(by_name) != list(tensors)  # layer 10 before layer 2, as by Orbax
 
-    equinox.write(tmp_path / "net.eqx", by_name, {"width": 4}, like=state(1))
+    equinox.write(path := tmp_path / "net.eqx", by_name, {"step": 3}, like=state(1))
 
-    assert leaves(equinox.read_into(tmp_path / "net.eqx", state(2))) == leaves(state(3))
-    assert equinox.hyper_parameters(tmp_path / "net.eqx") == {"width": 4}
+    assert leaves(equinox.read_into(path, state(2))) == leaves(state(3))
+    equinox.write(path, by_name, {}, like=state(1), hyper_parameters={"width": 4})
+    assert equinox.hyper_parameters(path) == {"width": 4}
     del by_name[("0", "table")]
     with pytest.raises(cc.StateMismatch, match=r"different leaves: 0/table$"):
         equinox.write(tmp_path / "net.eqx", by_name, {}, like=state(1))
+
+
+def test_what_is_exported_is_read_by_equinox_as_it_is(tmp_path: Path) -> None:
+    run = save(tmp_path / "run", {"model": Net(3)})
+    model = {"model": Net(1)}
+
+    plain = cc.export(run, tmp_path / "plain.eqx", like=model)
+    read = eqx.tree_deserialise_leaves(plain, {"model": Net(2)})
+    assert leaves(read) == leaves({"model": Net(3)})
+
+    given = {"seed": 2}
+    guided = cc.export(run, tmp_path / "guided.eqx", like=model, hyper_parameters=given)
+    with guided.open("rb") as file:  # as Equinox's guide has it
+        like = {"model": Net(**json.loads(file.readline().decode()))}
+        assert leaves(eqx.tree_deserialise_leaves(file, like)) == leaves({"model": Net(3)})
+    with pytest.raises(cc.ConfigError, match="the hyper-parameters are no JSON"):
+        cc.export(run, tmp_path / "a.eqx", like=model, hyper_parameters={1: jnp.ones(2)})
+
+
+def test_one_leaf_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    held, most = 0, 0
+
+    class Counted(np.ndarray):
+        def __del__(self) -> None:
+            nonlocal held
+            held -= 1
+
+    def read() -> Any:
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        return np.ones(4).view(Counted)
+
+    tensors = {(name,): Tensor(Leaf("array", (4,), "float64"), read) for name in "abcdef"}
+    like = {name: jax.ShapeDtypeStruct((4,), np.float64) for name in "abcdef"}
+    equinox.write(tmp_path / "a.eqx", tensors, {}, like=like)
+
+    assert most <= 2
+    assert (tmp_path / "a.eqx").stat().st_size > 6 * 32
+
+
+def test_modules_of_nnx_are_written_as_equinox_takes_them_apart(tmp_path: Path) -> None:
+    def layer(seed: int) -> nnx.Linear:
+        return nnx.Linear(2, 3, rngs=nnx.Rngs(seed))
+
+    path = cc.export(layer(3), tmp_path / "a.eqx", like=layer(1))
+
+    like = layer(2)
+    read = eqx.tree_deserialise_leaves(path, like)
+    assert leaves(read) == leaves(layer(3))
 
 
 def test_a_file_has_no_names(tmp_path: Path) -> None:

@@ -189,6 +189,15 @@ def test_nodes_without_leaves_come_back_as_they_were(tmp_path: Path) -> None:
     assert state_told(restored) == state_told(state)
 
 
+@pytest.mark.parametrize("empty", [None, {}, optax.EmptyState()])
+def test_a_leaf_where_the_state_has_nothing_is_told(empty: Any, tmp_path: Path) -> None:
+    tensors = of_state({"a": {"b": {"c": 1}}})
+
+    with pytest.raises(cc.StateMismatch, match="a/b/c is not in like, which has nothing at a"):
+        msgpack.write(tmp_path / "file", tensors, {}, like={"a": empty})
+    assert not (tmp_path / "file").exists()
+
+
 def test_nodes_without_leaves_are_known_from_the_state_only(tmp_path: Path) -> None:
     state, path = linen(), tmp_path / "state.msgpack"
     msgpack.write(path, of_state(state), {})

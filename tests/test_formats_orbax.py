@@ -20,8 +20,9 @@ from orbax.checkpoint import v1
 
 import ckpt_callbacks as cc
 from ckpt_callbacks import orbax_io
-from ckpt_callbacks.formats import orbax
-from ckpt_callbacks.tensors import of_state
+from ckpt_callbacks.formats import npz, orbax
+from ckpt_callbacks.leaves import Leaf
+from ckpt_callbacks.tensors import Tensor, of_state
 from foreign import WHOLE, leaves, managed, pytree
 from tensor_cases import EMPTY, arrays, breaking, leaves_nothing, state_told, told, unless_damaged
 
@@ -192,6 +193,15 @@ def test_what_orbax_cannot_hold_is_refused(leaf: Any, item: str, tmp_path: Path)
     with pytest.raises(cc.StateMismatch, match=r"a/b is .*, which Orbax cannot store"):
         orbax.write(tmp_path / "there", of_state({"a": {"b": leaf}, "c": 1}), {}, item=item)
     assert not list(tmp_path.glob("*there*"))
+
+
+def test_keys_that_jax_does_not_know_are_refused(tmp_path: Path) -> None:
+    keys = Tensor(Leaf("key", (), "quantum"), lambda: np.zeros(2, np.uint32))
+    npz.write(tmp_path / "a.npz", {("key",): keys}, {})
+
+    with pytest.raises(cc.StateMismatch, match=r"key is key<quantum>\[\], and JAX knows no such"):
+        cc.export(tmp_path / "a.npz", tmp_path / "there", format="orbax")
+    assert not (tmp_path / "there").exists()
 
 
 def test_two_leaves_of_one_name_are_refused(tmp_path: Path) -> None:

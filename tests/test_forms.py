@@ -536,7 +536,38 @@ def test_a_checkpoint_as_maxtext_has_it_is_taken_apart(tmp_path: Path) -> None:
     }
 
 
+def test_small_layers_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = {f"layers_{i}": {"w": jnp.full(4, i), "b": jnp.full(4, -i)} for i in range(12)}
+    root = save(tmp_path / "run", {"params": layers})
+    loads: list[int] = []
+    load = Contents.load
+
+    def counted(self: Contents, wanted: Any, *more: Any, **options: Any) -> Any:
+        loads.append(len(wanted))
+        return load(self, wanted, *more, **options)
+
+    monkeypatch.setattr(Contents, "load", counted)
+    leaves = cc.stack(of_contents(Contents(cc.find(root, 0).path)), axis=1)
+    found = {path: tensor.read() for path, tensor in leaves.items()}
+
+    assert loads == [12, 12]
+    expected = cc.stack({"params": layers}, axis=1)["params"]["layers"]
+    assert found["params", "layers", "w"].tolist() == expected["w"].tolist()
+    assert found["params", "layers", "b"].tolist() == expected["b"].tolist()
+    loads.clear()
+    monkeypatch.setattr("ckpt_callbacks.tensors._AHEAD", 3 * 16)  # bytes of three
+    assert leaves["params", "layers", "w"].read().tolist() == expected["w"].tolist()
+    assert loads == [3, 3, 3, 3]
+
+
 W = np.ones((2, 3), np.float32)
+
+
+@pytest.mark.parametrize("group", [3, None, ["layers", 3], b"layers"])
+def test_what_is_no_pattern_is_told(group: Any) -> None:
+    for function in (cc.stack, cc.unstack):
+        with pytest.raises(cc.ConfigError, match="group must be a pattern such as"):
+            function({"layers_0": {"w": W}}, group=group)
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,13 @@ def test_weights_with_what_belongs_to_them(root: Path, caplog: pytest.LogCapture
     assert caplog.messages == [f"{run}: nothing was loaded for batch_stats, which stays abstract"]
 
 
-def test_what_may_be_weights_is_not_left_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_may_be_weights_is_not_left_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     state = {"model": {"w": np.ones(2)}, "lm_head": {"w": np.ones(2)}, "step": 3}
-    file = cc.export(state, "llama.safetensors")
+    run = save(tmp_path / "llama", state)
+
+    file = cc.export(run, "llama.safetensors")
 
     assert set(cc.load_params(file)) == {"w"}
     (told,) = caplog.messages
@@ -117,6 +121,39 @@ def test_what_may_be_weights_is_not_left_in_silence(caplog: pytest.LogCaptureFix
     assert tree_digest(cc.load_params(file, like, only=None)) == tree_digest(state)
     assert cc.load_params(file, like, only="model")["lm_head"]["w"].tolist() == [0, 0]
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "msgpack", "eqx"])
+def test_of_a_file_of_others_everything_is_taken(
+    suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {"model": {"w": np.ones(2)}, "lm_head": {"w": np.ones(2)}}
+    zeros = jax.tree.map(np.zeros_like, state)
+    options: Any = {"like": state} if suffix == "eqx" else {}
+    file = cc.export(state, f"theirs.{suffix}", **options)
+
+    if suffix != "eqx":
+        assert tree_digest(cc.load_params(file)) == tree_digest(state)
+    assert tree_digest(cc.load_params(file, zeros)) == tree_digest(state)
+    if suffix != "eqx":
+        training = {**zeros, "opt_state": {"nu": np.zeros(3)}}
+        loaded = cc.load_params(file, training)
+        assert tree_digest(loaded) == tree_digest({**training, **state})
+        wrapped = cc.load_params(file, {"params": zeros})
+        assert tree_digest(wrapped["params"]) == tree_digest(state)
+        assert not caplog.messages
+        own = {"model": zeros, "opt_state": {"nu": np.zeros(3)}}
+        assert tree_digest(cc.load_params(file, own)["model"]) == tree_digest(state)
+        with pytest.raises(cc.StateMismatch, match="the checkpoint has lm_head/w, model/w"):
+            cc.load_params(file, zeros["model"])
+        assert tree_digest(cc.load_params(file, zeros["model"], only="model")) == tree_digest(
+            state["model"]
+        )
+
+
+def test_params_are_what_a_file_of_others_calls_its_weights() -> None:
+    state = {"params": {"w": np.ones(2)}, "opt_state": {"nu": np.ones(2)}}
+    assert set(cc.load_params(cc.export(state, "train_state.msgpack"))) == {"w"}
 
 
 def test_an_item_is_read_by_its_checkpoint(root: Path) -> None:
@@ -287,3 +324,40 @@ def test_layers_in_one_array_each_and_in_one_of_their_own(axis: int, root: Path)
         assert tree_digest(loaded) == tree_digest(apart)
         file = cc.export(apart, f"apart{group}.npz")
         assert tree_digest(cc.load_params(file, like, **options)["model"]) == tree_digest(stacked)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "group": ({"group": "blocks"}, "no layers are called 'blocks' on either side: there is layers"),
+    "group in front": ({"group": "decoder/layers_{}"}, "no layers are called 'decoder/layers_{}'"),
+    "group of a number": ({"group": 3}, "group must be a pattern such as .*, not 3"),
+    "no pattern": ({"group": "{}x"}, "group must be a pattern"),
+    "axis": ({"axis": -1}, "axis must be 0 or more, not -1"),
+    "axis of text": ({"axis": "0"}, "axis must be 0 or more, not '0'"),
+    "only": ({"only": 3}, "only must be a path of the state .*, not 3"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_argument_that_is_wrong_is_told_also_where_it_is_not_needed(
+    case: str, root: Path
+) -> None:
+    options, message = WRONG[case]
+    with pytest.raises(cc.ConfigError, match=message):
+        cc.load_params(root, params(0), **options)
+
+
+def test_a_group_without_a_state_to_fit_is_told(root: Path) -> None:
+    with pytest.raises(cc.ConfigError, match="group= names the layers that are to have the form"):
+        cc.load_params(root, group="layers")
+
+
+def test_a_group_may_be_narrowed_and_be_in_the_form_that_is_wanted(root: Path) -> None:
+    assert tree_digest(cc.load_params(root, params(0), group="layers")) == tree_digest(params())
+    layers = list(params()["layers"].values())
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+    both = {"a": {"layers": stacked}, "b": {"layers": stacked}}
+    apart = {f"layers_{i}": layer for i, layer in enumerate(layers)}
+
+    loaded = cc.load_params(both, {**both, "b": apart}, only=None, group="b/layers_{}")
+
+    assert tree_digest(loaded) == tree_digest({**both, "b": apart})

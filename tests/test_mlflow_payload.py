@@ -236,9 +236,21 @@ def test_weights_that_the_state_has_not_are_told_before_training(tmp_path: Path)
         callbacks.run({"net": {"w": jnp.zeros(3)}}).__enter__()
 
 
-def test_what_cannot_be_published_is_told_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_what_cannot_be_published_is_told_before_training(tmp_path: Path) -> None:
+    mirror = with_weights(tmp_path, payload=cc.Safetensors(unstack="blocks"))
+
+    with pytest.raises(cc.ConfigError, match=r"MLflowTracker: payload=.*nothing is named blocks"):
+        train(callbacks_in(tmp_path / "run", mirror), 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_published_after_all_is_told_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events = Recorder()
     mirror = with_weights(tmp_path, payload=cc.Safetensors(unstack="blocks"))
+    # As a state may become another one.
+    monkeypatch.setattr(cc.Safetensors, "fits", lambda *_: None)
 
     train(callbacks_in(tmp_path / "run", mirror, events, drain_limit=3), 2)
 

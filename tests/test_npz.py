@@ -217,6 +217,8 @@ ONE = npy(np.ones(2, np.float32))
         ([("a.npy", npy(np.array(["text"])))], "none of numbers"),
         ([("a.npy", npy(np.zeros(2, [("x", "f4")])))], "none of numbers"),
         ([("a.npy", ONE.replace(b"(2,)", b"(-2,)"))], ""),
+        ([("a.npy", ONE.replace(b"}", b"{"))], "its header is none"),
+        ([("a.npy", ONE.replace(b"{", b" x\n  {\n "))], ""),
         ([("a.npy", ONE), told({"version": 2, "leaves": {}})], "version is 2; known is 1"),
         ([("a.npy", ONE), told({"version": 1, "leaves": {}, "metadata": {}})], "not in both"),
         ([("a.npy", ONE), told([1])], ""),
@@ -261,7 +263,7 @@ def test_data_of_other_keys_are_refused(impl: Any, lengths: int) -> None:
     about = {"version": 1, "leaves": {"a": {"key": impl}}, "metadata": {}}
     path = archive([("a.npy", npy(np.ones(lengths, np.uint32))), told(about)])
 
-    with pytest.raises(cc.CorruptCheckpoint, match=f"is said to be keys of {impl}"):
+    with pytest.raises(cc.CorruptCheckpoint, match=r"is said to be .'key': "):
         npz.read(path)
 
 

@@ -5,15 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ckpt_callbacks as cc
 from ckpt_callbacks import published
 from ckpt_callbacks.formats import safetensors
+from ckpt_callbacks.leaves import Leaf
 from ckpt_callbacks.published import as_payload, verified
 from ckpt_callbacks.record import record_from_json, record_to_json
-from payloads import check_plainly, check_read, saved
+from ckpt_callbacks.state import kinds_of
+from payloads import check_plainly, check_read, saved, state_of
 
 
 def test_the_file_holds_the_weights_and_says_whose_they_are(tmp_path: Path) -> None:
@@ -160,3 +164,44 @@ def test_weights_that_no_checkpoint_will_have_are_told() -> None:
 def test_what_is_no_payload_is_told() -> None:
     with pytest.raises(cc.ConfigError, match=r"payload must be cc.Safetensors\(...\), not 'safe"):
         as_payload("Tracker", "safetensors")  # type: ignore[arg-type]
+
+
+def kinds(**more: Any) -> dict[tuple[str, ...], Leaf]:
+    return kinds_of({**state_of(1.0), **more})
+
+
+WRONG: dict[str, tuple[cc.Safetensors, Any, str]] = {
+    "a path": (cc.Safetensors("params/tail"), {}, "'params/tail' matches nothing in the state"),
+    "no layers": (cc.Safetensors(unstack="blocks"), {}, "unstack: nothing is named blocks"),
+    "an axis": (
+        cc.Safetensors(unstack="layers", axis=1),
+        {},
+        r"axis 1 of layers is 3 long in params/layers/kernel|params/layers/bias",
+    ),
+    "a name": (
+        cc.Safetensors("extra"),
+        {"extra": {"\ud800": jnp.ones(2)}},
+        "safetensors cannot name it 'extra",
+    ),
+    "names": (
+        cc.Safetensors("extra", naming="pytree2safetensors"),
+        {"extra": {"a": {"b": jnp.ones(2)}, "a@b": jnp.ones(2)}},
+        "would both be called",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_no_checkpoint_of_a_state_can_give_is_told(case: str) -> None:
+    payload, more, message = WRONG[case]
+
+    with pytest.raises(cc.ConfigError, match=f"(?s)Tracker: payload=.*({message})"):
+        payload.fits("Tracker", kinds(**more))
+
+
+def test_what_can_be_published_is_known_without_values() -> None:
+    abstract = jax.eval_shape(lambda: state_of(1.0))
+
+    for payload in (cc.Safetensors(), cc.Safetensors("params/layers", unstack="layers/{}")):
+        payload.fits("Tracker", kinds_of(abstract))
+        payload.fits("Tracker", kinds(text="\ud800", big=2**80))

@@ -250,3 +250,10 @@ def test_what_cannot_be_published_is_not_held(tmp_path: Path) -> None:
 def test_what_is_no_payload_is_told_at_once() -> None:
     with pytest.raises(cc.ConfigError, match=r"WandbTracker: payload must be cc.Safetensors\("):
         WandbTracker("p", payload="safetensors")  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_published_is_told_before_training(tmp_path: Path) -> None:
+    mirror = tracker(mode="offline", payload=cc.Safetensors("model", unstack="blocks"))
+
+    with pytest.raises(cc.ConfigError, match=r"WandbTracker: payload=.*nothing is named blocks"):
+        train(callbacks_in(tmp_path / "run", mirror), 2)

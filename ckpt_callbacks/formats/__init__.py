@@ -35,10 +35,18 @@ from typing import Any, Protocol, cast
 
 from ckpt_callbacks.tensors import Tensors
 
-__all__ = ["FORMATS", "Format", "format_of", "named"]
+__all__ = ["FORMATS", "SUFFIXES", "Format", "format_of", "named"]
 
 FORMATS = ("safetensors", "npz", "msgpack", "equinox", "orbax")
 """Names of the modules here, and of the formats."""
+SUFFIXES = {
+    ".safetensors": "safetensors",
+    ".npz": "npz",
+    ".npy": "npz",
+    ".msgpack": "msgpack",
+    ".eqx": "equinox",
+}
+"""Of formats that are a single file, its suffix."""
 
 
 class Format(Protocol):

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_callbacks.errors import CorruptCheckpoint, StateMismatch
+from ckpt_callbacks.formats._notes import noted
 from ckpt_callbacks.formats._safetensors_header import DTYPES, Entry
-from ckpt_callbacks.leaves import KEY_DATA, Leaf, Note
+from ckpt_callbacks.leaves import Leaf, Note
 from ckpt_callbacks.paths import Path, show
 from ckpt_callbacks.tensors import Tensor, from_array, to_array
 
-__all__ = ["Stored", "stored", "tensor_of"]
+__all__ = ["Stored", "refuse", "stored", "tensor_of"]
 
 _KEPT = {numpy for numpy, _ in DTYPES.values()}
 _SMALL = {f"{kind}{bits}": f"{kind}8" for kind in ("int", "uint") for bits in (1, 2, 4)}
@@ -35,17 +36,6 @@ _AS_OTHERS: dict[str, tuple[str, tuple[int, ...]]] = {
     "complex128": ("float64", (2,)),
 }
 """What is stored for a dtype that the format has not: a dtype, and further axes."""
-_PYTHON = {
-    "scalar": (None, 0),
-    "bool": ("bool", 0),
-    "int": ("int64", 0),
-    "bigint": ("uint8", 1),
-    "float": ("float64", 0),
-    "complex": ("complex128", 0),
-    "str": ("uint8", 1),
-    "bytes": ("uint8", 1),
-}
-"""The dtype, if it is a certain one, and the number of axes that each `type` is stored with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +104,7 @@ def stored(path: Path, tensor: Tensor) -> Stored:
         except ValueError as error:  # text that has no UTF-8 form, or a number of 4,300 digits
             raise StateMismatch(f"{show(path)} cannot be stored: {error}") from None
         dtype, shape = array.dtype.name, array.shape
-    as_other = _as_stored(dtype)
-    if as_other is None:
-        raise StateMismatch(f"{show(path)} is of dtype {dtype}, which safetensors cannot hold")
+    as_other = _as_stored(path, dtype)
     if as_other[0] != dtype:
         note = note | {"dtype": dtype}
     return Stored(path, tensor, as_other[0], (*shape, *as_other[1]), note, array)
@@ -163,8 +151,22 @@ def tensor_of(
     return Tensor(leaf, value)
 
 
-def _as_stored(dtype: str) -> tuple[str, tuple[int, ...]] | None:
-    return (dtype, ()) if dtype in _KEPT else _AS_OTHERS.get(dtype)
+def refuse(path: Path, leaf: Leaf) -> None:
+    """Raise if what is known of a leaf, but for its value, is what the format can not tell.
+
+    Raises:
+        StateMismatch: it is.
+    """
+    if leaf.kind == "array":
+        _as_stored(path, leaf.dtype)
+
+
+def _as_stored(path: Path, dtype: str) -> tuple[str, tuple[int, ...]]:
+    if dtype in _KEPT:
+        return dtype, ()
+    if dtype not in _AS_OTHERS:
+        raise StateMismatch(f"{show(path)} is of dtype {dtype}, which safetensors cannot hold")
+    return _AS_OTHERS[dtype]
 
 
 def _shape(entry: Entry, dtype: str) -> tuple[int, ...]:
@@ -182,20 +184,4 @@ def _leaf(entry: Entry, note: Note) -> Leaf | None:
         if entry.dtype != kept or shape[len(shape) - len(further) :] != further:
             return None
         shape = _shape(entry, dtype)
-    if "key" in note:
-        return _key(note, dtype, shape)
-    if "type" not in note:
-        return Leaf("array", shape, dtype)
-    kind = note["type"]
-    wanted, axes = _PYTHON.get(kind, ("", -1)) if isinstance(kind, str) else ("", -1)
-    if wanted not in (None, dtype) or len(shape) != axes:
-        return None
-    return Leaf("array", shape, dtype) if kind == "scalar" else Leaf(kind.removeprefix("big"))
-
-
-def _key(note: Note, dtype: str, shape: tuple[int, ...]) -> Leaf | None:
-    impl = note["key"]
-    if not isinstance(impl, str) or "type" in note or dtype != "uint32" or not shape:
-        return None
-    fits = KEY_DATA.get(impl, shape[-1]) == shape[-1]
-    return Leaf("key", shape[:-1], impl) if fits else None
+    return noted(dtype, shape, note)

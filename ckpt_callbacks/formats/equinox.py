@@ -18,7 +18,7 @@ from ckpt_callbacks.formats._equinox_file import arrays, fitted, header, is_stor
 from ckpt_callbacks.leaves import key_impl
 from ckpt_callbacks.paths import show
 from ckpt_callbacks.state import apply, leaves_of, names_of
-from ckpt_callbacks.tensors import Tensors
+from ckpt_callbacks.tensors import Tensor, Tensors
 
 __all__ = ["hyper_parameters", "matches", "read", "read_into", "write", "write_module"]
 
@@ -50,23 +50,36 @@ def write(
     metadata: Mapping[str, Any],
     *,
     like: Any = None,
+    hyper_parameters: Any = None,
     **options: Any,
 ) -> None:
-    """Write the leaves in the order that a module has them in, and metadata as the first line.
+    """Write the leaves in the order that a module has them in, one in memory at a time.
+
+    Only nodes that an adapter takes apart, such as modules of NNX, are put together as a whole
+    first: Equinox has the leaves that are in them in an order of its own.
 
     Args:
         path: of the file.
         tensors: the leaves.
-        metadata: JSON; without any there is no such line.
-        like: the module, which has the same leaves as the tensors.
+        metadata: is left out: what there may be before the arrays is what a module is made by.
+        like: the module, which has the same leaves as the tensors; it may be abstract.
+        hyper_parameters: JSON for a first line, as the guide of Equinox has it. Who reads the file
+            has to read that line before `eqx.tree_deserialise_leaves` gets it; without it, that
+            takes the file as it is.
         options: none.
 
     Raises:
-        ConfigError: there is no `like`.
+        ConfigError: there is no `like`, or the hyper-parameters are no JSON.
         StateMismatch: the leaves are not those of `like`, or as `write_module` has it.
     """
+    import jax
+    import numpy as np
+
     if options:
-        raise ConfigError(f"a file of Equinox has no option {', '.join(options)}: it has like")
+        raise ConfigError(
+            f"a file of Equinox has no option {', '.join(options)}: it has like and "
+            "hyper_parameters"
+        )
     if like is None:
         raise ConfigError(
             f"{path} is to be written as Equinox does, in the order in which a module has its "
@@ -78,10 +91,19 @@ def write(
             f"like and what is to be written have different leaves: {', '.join(unlike[:5])}"
         )
     for names, tensor in tensors.items():
-        if tensor.leaf.kind == "key":
-            raise StateMismatch(f"the leaf at {show(names)} {_KEYS}")
-    module = apply(like, {names: tensor.read() for names, tensor in tensors.items()})
-    write_module(path, module, dict(metadata) or None)
+        if why := _why_not(tensor):
+            raise StateMismatch(f"the leaf at {show(names)} {why}")
+    line = _line(hyper_parameters)
+    flat = jax.tree_util.tree_flatten_with_path(like)[0]
+    order = [names_of(keys) for keys, leaf in flat if is_stored(leaf)]
+    if set(order) != {at for at, x in tensors.items() if x.leaf.kind not in ("str", "bytes")}:
+        whole = apply(like, {names: tensor.read() for names, tensor in tensors.items()})
+        write_module(path, whole, hyper_parameters)
+        return
+    with new_file(path) as file:
+        file.write(line)
+        for names in order:
+            np.save(file, np.asarray(tensors[names].read()), allow_pickle=False)
 
 
 def write_module(
@@ -102,7 +124,7 @@ def write_module(
     import jax
     import numpy as np
 
-    line = b"" if hyper_parameters is None else _line(hyper_parameters)
+    line = _line(hyper_parameters)
     leaves = jax.tree_util.tree_flatten_with_path(module)[0] if filter_spec is None else []
     for keys, leaf in leaves:
         if why := _unstorable(leaf):
@@ -162,6 +184,9 @@ def read_into(path: FilePath, like: Any, filter_spec: Any = None) -> Any:
 
 
 def _line(hyper_parameters: Any) -> bytes:
+    """Return the first line of a file; nothing if there is nothing to say."""
+    if hyper_parameters is None:
+        return b""
     try:
         return json.dumps(hyper_parameters).encode() + b"\n"
     except (TypeError, ValueError) as error:
@@ -179,7 +204,27 @@ def _unstorable(leaf: Any) -> str | None:
         return "is abstract: it has a shape and a dtype, but no values"
     if key_impl(getattr(leaf, "dtype", np.dtype(bool))):
         return _KEYS
-    dtype = np.asarray(leaf).dtype  # of a large whole number: an object
+    return _refused(np.asarray(leaf).dtype)  # of a large whole number: an object
+
+
+def _why_not(tensor: Tensor) -> str | None:
+    """Return why Equinox could not read back a leaf, which is not read for it if it is large."""
+    import jax
+    import numpy as np
+
+    match tensor.leaf.kind:
+        case "key":
+            return _KEYS
+        case "array":
+            return _refused(jax.numpy.dtype(tensor.leaf.dtype))
+        case "int":
+            return _refused(np.asarray(tensor.read()).dtype)
+    return None
+
+
+def _refused(dtype: Any) -> str | None:
+    import jax
+
     plain = dtype.kind in "biufc" and dtype.isbuiltin != 2  # one that was added to NumPy
     if not plain and dtype != jax.numpy.bfloat16:
         return f"is of dtype {dtype}, which Equinox cannot store"

@@ -6,7 +6,7 @@ than one leaf, which Flax, that reads all of it, does not offer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
@@ -74,27 +74,31 @@ def write(
         options: none.
 
     Raises:
-        StateMismatch: a leaf is none that Flax can hold, or lies below another one.
+        StateMismatch: a leaf is none that Flax can hold, or lies below another one, or where `like`
+            has nothing.
         MissingExtra: there is no msgpack, or no Flax for `like`.
     """
     if options:
         raise ConfigError(f"a msgpack file has no option {', '.join(options)}: it has like")
     require("msgpack", extra="flax", who=f"writing {path}")
     tree: dict[str, Any] = {}
-    for names, empty in _empty_nodes(like) if like is not None else ():
-        put(tree, names, empty)
+    empty = dict(_empty_nodes(like)) if like is not None else {}
+    for names, node in empty.items():
+        put(tree, names, node)
     for names, tensor in tensors.items():
-        _check(names, tensor.leaf, tensors)
+        _check(names, tensor.leaf, tensors, empty)
         if names:
             put(tree, names, tensor)
     with new_file(path) as file:
         _write(file, tensors.get((), tree), ())
 
 
-def _check(path: Path, leaf: Leaf, tensors: Tensors) -> None:
+def _check(path: Path, leaf: Leaf, tensors: Tensors, empty: Collection[Path]) -> None:
     why = None
     if any(path[:i] in tensors for i in range(len(path))):
         why = "lies below another leaf"
+    elif above := [path[:i] for i in range(len(path)) if path[:i] in empty]:
+        why = f"is not in like, which has nothing at {show(above[0])}"
     elif CHUNKED in path:
         why = f"has the name {CHUNKED}, by which Flax marks arrays in parts"
     elif len(path) > DEEPEST:

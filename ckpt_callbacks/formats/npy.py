@@ -60,7 +60,10 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Any, int]:
     version = npy.read_magic(file)
     if version not in readers:
         raise ValueError(f"it is an array of version {version}, which holds no numbers")
-    shape, _, dtype = readers[version](file)
+    try:
+        shape, _, dtype = readers[version](file)
+    except Exception as error:  # NumPy has no one error for what it cannot make out
+        raise ValueError(f"its header is none: {error}") from error
     if dtype.hasobject:
         raise ValueError("it holds objects of Python, which are not read")
     if min(shape, default=0) < 0:

@@ -19,13 +19,13 @@ import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path as FilePath
-from types import SimpleNamespace
 from typing import Any
 
 from ckpt_callbacks.atomic import new_file
 from ckpt_callbacks.errors import ConfigError, CorruptCheckpoint, StateMismatch
+from ckpt_callbacks.formats._notes import noted
 from ckpt_callbacks.formats.npy import Entry, damaged, entries_of, problem_of
-from ckpt_callbacks.leaves import KEY_DATA, Leaf, Note, found, leaf_of
+from ckpt_callbacks.leaves import Leaf, Note, leaf_of
 from ckpt_callbacks.paths import Path, dotted, show
 from ckpt_callbacks.tensors import Tensor, Tensors, from_array, to_array
 
@@ -37,11 +37,6 @@ NOTES = "__ckpt_callbacks__.json"
 _VERSION = 1
 _ALONE = ("leaf",)
 """Path of the array in a `.npy` file, which has no name for it."""
-_TYPES = {
-    "str": "uint8", "bytes": "uint8", "bigint": "uint8",
-    "bool": "bool", "int": "int64", "float": "float64", "complex": "complex128",
-}  # fmt: skip
-"""The dtype that a value of Python is stored as."""
 
 
 def matches(path: FilePath) -> bool:
@@ -124,27 +119,18 @@ def _tensor(path: FilePath, entry: Entry, note: Note) -> Tensor:
     """Return a leaf whose note, if any, fits the array."""
     import jax
 
-    kind, dtype = note.get("type", "scalar"), entry.dtype
-    if not note.keys() <= {"type", "dtype", "key"} or kind not in (*_TYPES, "scalar"):
+    dtype = entry.dtype
+    if not note.keys() <= {"type", "dtype", "key"}:
         raise ValueError(f"it is said to be {note}, which is nothing known")
     if named := note.get("dtype"):
         dtype = jax.numpy.dtype(named)
         if not _is_foreign(dtype) or _host_dtype(dtype) != entry.dtype:
             raise ValueError(f"{entry.dtype} is said to be {named}")
-    if kind != "scalar" and (entry.dtype != _TYPES[kind] or len(note) > 1):
-        raise ValueError(f"{entry.dtype} is said to be of type {kind}")
-    if len(entry.shape) != (1 if _TYPES.get(kind) == "uint8" else 0) and "type" in note:
-        raise ValueError(f"an array of the shape {entry.shape} is said to be of type {kind}")
-    if "key" in note:
-        impl, last = note["key"], entry.shape[-1:]
-        known = isinstance(impl, str) and dtype == "uint32" and last
-        if not known or KEY_DATA.get(impl, last[0]) != last[0]:
-            raise ValueError(f"{dtype}{list(entry.shape)} is said to be keys of {impl}")
     # One that NumPy has itself, and is neither text nor a point in time.
     if not _is_foreign(dtype) and dtype.kind not in "biufc":
         raise ValueError(f"it is of dtype {dtype}, which is none of numbers")
-    leaf = found(SimpleNamespace(shape=entry.shape, dtype=dtype), note)
-    leaf = Leaf("int") if kind == "bigint" else leaf
+    if (leaf := noted(dtype.name, entry.shape, note)) is None:
+        raise ValueError(f"{entry.dtype}{list(entry.shape)} is said to be {note}, which it is not")
     return Tensor(leaf, partial(_value, path, entry, note, leaf))
 
 

@@ -64,7 +64,9 @@ def write(
     item: str = orbax_io.WHOLE,
     **options: Any,
 ) -> None:
-    """Write a checkpoint that is one pytree of nested dicts.
+    """Write a checkpoint that is one pytree of nested dicts, all of which is in memory.
+
+    Orbax takes no array that is yet to be read: a save of it has all of them at once.
 
     Args:
         path: of the folder.
@@ -122,7 +124,12 @@ def _plain(tensor: Tensor, name: str) -> Any:
     if leaf.kind == "key" and value.size:
         import jax
 
-        return jax.random.wrap_key_data(value, impl=leaf.dtype)
+        try:
+            return jax.random.wrap_key_data(value, impl=leaf.dtype)
+        except ValueError as error:
+            raise StateMismatch(
+                f"the leaf at {name} is {leaf}, and JAX knows no such keys: {error}"
+            ) from error
     stored, note = encode(value)
     if note not in _SAME or (leaf.kind == "key"):
         raise StateMismatch(f"the leaf at {name} is {leaf}, which Orbax cannot store")

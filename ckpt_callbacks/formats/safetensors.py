@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 from ckpt_callbacks.atomic import new_file, new_folder
 from ckpt_callbacks.errors import ConfigError, StateMismatch
 from ckpt_callbacks.formats._safetensors_header import METADATA, build, is_text
-from ckpt_callbacks.formats._safetensors_leaves import Stored, stored
+from ckpt_callbacks.formats._safetensors_leaves import Stored, refuse, stored
 from ckpt_callbacks.formats._safetensors_reader import (
     ABOUT,
     INDEX,
@@ -43,9 +43,10 @@ from ckpt_callbacks.formats._safetensors_reader import (
     read,
 )
 from ckpt_callbacks.formats.naming import names_of, split
+from ckpt_callbacks.paths import Path
 from ckpt_callbacks.tensors import Tensors
 
-__all__ = ["dumps", "loads", "matches", "read", "write"]
+__all__ = ["check", "dumps", "loads", "matches", "read", "write"]
 
 _SHARD = 5 * 10**9
 """Bytes of the arrays of one shard, as Hugging Face has it."""
@@ -124,12 +125,24 @@ def dumps(tensors: Tensors, metadata: Mapping[str, Any], *, naming: str = "dots"
     return file.getvalue()
 
 
+def check(tensors: Tensors, naming: str = "dots") -> dict[Path, str]:
+    """Return the name of each leaf; no value is read, which may be one that cannot be told.
+
+    Raises:
+        StateMismatch: a leaf cannot be told in this format, or two have the same name in it.
+    """
+    names = names_of(tensors, naming)
+    for path, name in names.items():
+        if name == METADATA or not is_text(name):
+            raise StateMismatch(f"{path}: safetensors cannot name it {name!r}: rename it")
+        refuse(path, tensors[path].leaf)
+    return names
+
+
 def _plan(tensors: Tensors, naming: str) -> dict[str, Stored]:
     """Return how each leaf is stored, by its name and in the order given."""
     plan: dict[str, Stored] = {}
-    for path, name in names_of(tensors, naming).items():
-        if name == METADATA or not is_text(name):
-            raise StateMismatch(f"{path}: safetensors cannot name it {name!r}: rename it")
+    for path, name in check(tensors, naming).items():
         leaf = stored(path, tensors[path])
         if split(name, naming) != path:
             leaf.note["path"] = list(path)

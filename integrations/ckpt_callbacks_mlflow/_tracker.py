@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_callbacks import page
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.extras import load, require
+from ckpt_callbacks.leaves import Leaf
 from ckpt_callbacks.payload import Send, as_send, weights_among
 from ckpt_callbacks.policy import KeepPolicy, as_keep
 from ckpt_callbacks.published import Safetensors, as_payload
@@ -197,6 +198,10 @@ class MLflowTracker(Tracker):
             self._adopts = str(active.info.run_id)
         self._adopts = self._adopts or os.environ.get("MLFLOW_RUN_ID")
         self._uri = self._uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+
+    def fits(self, leaves: Mapping[tuple[str, ...], Leaf]) -> None:
+        if self._payload:
+            self._payload.fits("MLflowTracker", leaves)
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
         # Here and not above: it takes seconds, and this is the worker's thread.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
+from ckpt_callbacks.leaves import Leaf
 from ckpt_callbacks.payload import Send, as_send, weights_among
 from ckpt_callbacks.policy import KeepPolicy, as_keep
 from ckpt_callbacks.published import Safetensors, as_payload
@@ -208,6 +209,10 @@ class WandbTracker(Tracker):
             )
         if mode == "online" and client is None and not _may_have_key():
             raise ConfigError(f"WandbTracker: {NO_KEY}")
+
+    def fits(self, leaves: Mapping[tuple[str, ...], Leaf]) -> None:
+        if self._payload:
+            self._payload.fits("WandbTracker", leaves)
 
     def open(self, run: RunInfo) -> Mapping[str, str]:
         self._info = run

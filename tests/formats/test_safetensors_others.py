@@ -3,6 +3,7 @@
 They need `equinox`, `flax`, `huggingface_hub`, `pytree2safetensors` and `safetensors`.
 """
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  # adds its dtypes to NumPy's
+import mlflow
 import numpy as np
 import pytest
 import pytree2safetensors
@@ -22,6 +24,7 @@ from safetensors import safe_open
 import ckpt_callbacks as cc
 from ckpt_callbacks.formats import safetensors as ours
 from ckpt_callbacks.tensors import of_state
+from embedded import tracker, uri
 
 READABLE = [
     *("bool", "uint8", "int8", "int16", "uint16", "float16", "bfloat16", "int32", "uint32"),
@@ -178,3 +181,28 @@ def test_hugging_face_knows_what_is_in_a_folder(size: int | None, tmp_path: Path
     if size is not None:
         assert found.metadata == {"total_size": 16 + 48 + 32 + 1}
         assert len(found.files_metadata) == 4
+
+
+@pytest.mark.parametrize("where", ["a file", "bytes"])
+def test_what_a_tracker_publishes_is_read_by_others_alone(where: str, tmp_path: Path) -> None:
+    mirror = tracker(tmp_path, payload=cc.Safetensors(only="params"))
+    checkpoint = cc.OrbaxCheckpoint(tmp_path / "run", save=cc.EveryNSteps(1), keep=cc.LatestN(1))
+    state = {"params": {"w": jnp.arange(6.0).reshape(2, 3)}, "step": 0}
+    with cc.Callbacks(checkpoint, mirror, drain_limit=60).run(state) as run:
+        run.on_step(0, run.state)
+
+    path = mlflow.artifacts.download_artifacts(
+        "models:/digits@last/weights/model.safetensors", tracking_uri=uri(tmp_path)
+    )
+    if where == "a file":
+        read = safetensors.flax.load_file(path)
+    else:
+        read = safetensors.flax.load(Path(path).read_bytes())
+        sent = io.BytesIO()
+        cc.export(state, sent, format="safetensors", only="params")
+        assert same(safetensors.flax.load(sent.getvalue())["params.w"], state["params"]["w"])
+        content = safetensors.numpy.save({"a.w": np.ones(2)})
+        assert cc.load_params(content, format="safetensors")["a"]["w"].tolist() == [1, 1]
+
+    assert read.keys() == {"params.w"}
+    assert same(read["params.w"], state["params"]["w"])

@@ -4,11 +4,11 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 Kind = Literal[
@@ -23,6 +23,7 @@ Kind = Literal[
     "applied down",  # the same, but this one is applied
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
+P = TypeVar("P", bound="Proxy")
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,15 @@ class Proxy(ThreadingHTTPServer):
         """Say nothing of a client that has gone; of anything else the test tells more."""
 
 
-@contextmanager
-def proxied(upstream: str, port: int = 0) -> Iterator[Proxy]:
+def proxied(upstream: str, port: int = 0) -> AbstractContextManager[Proxy]:
     """Run a proxy while the body runs, on any port if none is given."""
-    with Proxy(upstream, port) as proxy:
+    return serving(Proxy(upstream, port))
+
+
+@contextmanager
+def serving(proxy: P) -> Iterator[P]:
+    """Run this proxy while the body runs."""
+    with proxy:
         thread = threading.Thread(target=proxy.serve_forever, name="proxy")
         thread.start()
         try:
