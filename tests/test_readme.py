@@ -1,4 +1,7 @@
-"""The code in the README does what it says there."""
+"""The code in the README and in the documentation does what it says there.
+
+`tests/docs` runs all of the documentation; here what comes of it is looked at.
+"""
 
 import re
 import shlex
@@ -24,21 +27,49 @@ from ckpt_callbacks.testing import MemoryStore
 from embedded import tracker, uri
 from saved import tree_digest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def found(language: str, holding: str) -> str:
+    """Return the one block of a language that holds a text."""
+    pages = "\n".join(page.read_text() for page in PAGES)
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", pages, re.DOTALL | re.MULTILINE)
+    (one,) = [block for block in blocks if holding in block]
+    return str(one)
 
 
 def block(holding: str) -> str:
-    """Return the one block of Python in the README that holds a text."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-    (found,) = [block for block in blocks if holding in block]
-    return str(found)
+    """Return the one block of Python that holds a text."""
+    return found("python", holding)
 
 
 def shell(holding: str) -> list[str]:
-    """Return the lines of the one block of commands in the README that holds a text."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-    (found,) = [block for block in blocks if holding in block]
-    return str(found).splitlines()
+    """Return the lines of the one block of commands that holds a text."""
+    return found("sh", holding).splitlines()
+
+
+def test_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(tmp_path))
+
+    def train_step(state: Any, batch: int) -> Any:
+        w = state["params"]["w"] + batch
+        return {"params": {"w": w}}, {"loss": w.sum()}
+
+    made: dict[str, Any] = {
+        "state": {"params": {"w": jnp.zeros(2)}},
+        "batch_of": lambda step: 1,
+        "train_step": train_step,
+        "evaluate": lambda state: {"val_accuracy": -abs(float(state["params"]["w"][0]) - 500)},
+    }
+    exec(block("# before on_step; it may also come later"), made)
+
+    there = cc.checkpoints("runs/digits")
+    assert {c.step: c.aliases for c in there} == {450: [], 500: ["best"], 950: [], 1000: ["last"]}
+    assert {tuple(c.where) for c in there} == {("local", "MLflow", "W&B (staged)")}
+    assert made["best"]["params"]["w"].tolist() == [501.0, 501.0]
+    assert made["weights"]["params"]["w"].tolist() == [501.0, 501.0]
 
 
 def save(root: str, state: Any) -> None:
@@ -93,7 +124,8 @@ def test_a_package_that_brings_an_adapter(tmp_path: Path, monkeypatch: pytest.Mo
     code = block("class BufferAdapter").replace("cc.register_adapter(BufferAdapter())", "")
     (tmp_path / "my_package.py").write_text(code)
     group, point = adapters.GROUP, 'reservoir = "my_package:BufferAdapter"'
-    assert f"the entry point `{point}`\nin the group `{group}`" in README.read_text()
+    states = " ".join((ROOT / "docs" / "how-to" / "states.md").read_text().split())
+    assert f"the entry point `{point}` in the group `{group}`" in states
     about = tmp_path / "my_package-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Name: my-package\nVersion: 1\n")
@@ -199,7 +231,7 @@ def test_checkpoints_that_travel() -> None:
     Path("digits.safetensors").unlink()
     Path("digits.npz").unlink()
 
-    for line in shell("ckpt-callbacks export"):
+    for line in shell("--only params --unstack layers"):
         command, *arguments = shlex.split(line)
         done = CliRunner().invoke(main, arguments)
         assert (command, done.exit_code) == ("ckpt-callbacks", 0), done.output
