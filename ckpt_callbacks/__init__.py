@@ -69,7 +69,9 @@ if TYPE_CHECKING:
     from ckpt_callbacks.forms import stack, strip, unstack
     from ckpt_callbacks.inspection import Inspection, inspect
     from ckpt_callbacks.loading import load_params
+    from ckpt_callbacks.pictures import plot, write_report
     from ckpt_callbacks.profile import Profile
+    from ckpt_callbacks.progress import ProgressBar
     from ckpt_callbacks.published import Safetensors
     from ckpt_callbacks.renaming import KeyMap, KeyPlan, Rule
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
@@ -111,6 +113,7 @@ __all__ = [
     "OrbaxCheckpoint",
     "Problem",
     "Profile",
+    "ProgressBar",
     "Promoted",
     "RecordError",
     "Rule",
@@ -137,6 +140,7 @@ __all__ = [
     "inspect",
     "load_params",
     "pin",
+    "plot",
     "register_adapter",
     "report_metrics",
     "restore",
@@ -146,6 +150,7 @@ __all__ = [
     "unpin",
     "unstack",
     "verify",
+    "write_report",
 ]
 
 # What a training script may do without, or needs only once it runs, is loaded when it is used.
@@ -156,7 +161,9 @@ _LATER = {
     "forms": ("stack", "strip", "unstack"),
     "inspection": ("Inspection", "inspect"),
     "loading": ("load_params",),
+    "pictures": ("plot", "write_report"),
     "profile": ("Profile",),
+    "progress": ("ProgressBar",),
     "published": ("Safetensors",),
     "renaming": ("KeyMap", "KeyPlan", "Rule"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),

@@ -20,6 +20,7 @@ from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.manifest import seal, verify
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import KeepPolicy, Resume
+from ckpt_callbacks.progress import growing
 from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import Store, redact
@@ -72,7 +73,8 @@ def fetch(
         )
     function = known[scheme].load()
     try:
-        record: Record = function(address, into, only=only, tracker=tracker, go_on=go_on)
+        with growing(f"fetching {redact(address)}", into.parent):
+            record: Record = function(address, into, only=only, tracker=tracker, go_on=go_on)
     except OSError as error:  # of the network, or of this machine's disk
         raise CheckpointNotFound(f"{address} can not be fetched: {redact(str(error))}") from None
     return record

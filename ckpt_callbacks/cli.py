@@ -12,6 +12,7 @@ import click
 from ckpt_callbacks.adoption import adopt
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CkptCallbacksError
+from ckpt_callbacks.pictures_cli import plot_command, report_command
 from ckpt_callbacks.report import summarize, why
 from ckpt_callbacks.requests import pin, sync, unpin
 from ckpt_callbacks.verification import verify
@@ -97,6 +98,8 @@ def export_command(
 
 
 main.add_command(export_command, "convert")
+main.add_command(report_command)
+main.add_command(plot_command)
 
 
 def _forms(unstack: tuple[str, ...], stack: tuple[str, ...], axis: int) -> list[partial[Any]]:

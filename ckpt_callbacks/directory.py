@@ -6,6 +6,7 @@
     <root>/.ckpt_callbacks/run.json     the run as a whole
                           /records/     one small file a checkpoint
                           /evicted.jsonl   what is remembered of evicted checkpoints
+                          /history.jsonl   when what happened, for pictures
                           /trash/       evicted checkpoints on their way out
                           /damaged/     checkpoints and records that cannot be read
                           /inbox/       what other processes ask of the owner

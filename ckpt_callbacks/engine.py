@@ -14,7 +14,7 @@ from ckpt_callbacks.addresses import take_over
 from ckpt_callbacks.artifacts import Spool
 from ckpt_callbacks.catalog import info_of
 from ckpt_callbacks.clock import Clock
-from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.directory import ORBAX_TEMPORARY, RunDirectory
 from ckpt_callbacks.errors import CkptCallbacksError, ConfigError
 from ckpt_callbacks.events import Eval
 from ckpt_callbacks.hooks import Hooks
@@ -23,6 +23,7 @@ from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricBuffer, MetricLog
 from ckpt_callbacks.plan import Action, Publish
 from ckpt_callbacks.policy import KeepPolicy, Resume
+from ckpt_callbacks.progress import growing, transfer, watched
 from ckpt_callbacks.recovery import choose, copy_from, recover, refuse_others
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import MetricPoint, Store, Tracker
@@ -190,6 +191,15 @@ class Engine:
         """Whether a save is in flight."""
         return self._saver is not None and self._saver.busy
 
+    def finish_saving(self) -> None:
+        """Wait until what is being saved is complete, and told of."""
+        root, newest = self.directory.root, self.ledger.newest()
+        steps = [s for s, r in self.ledger.records().items() if r.state == "saving"]
+        places = [root / f"{step}{end}" for step in steps for end in ("", ORBAX_TEMPORARY)]
+        with growing("saving", *places, total=newest.bytes if newest else None):
+            self.wait()
+            self.settle()  # a listener may still evaluate it
+
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Tell the plugins and the trackers of an evaluation, and rank by it.
 
@@ -261,14 +271,33 @@ class Engine:
             worker.finish(status)
         unsent: dict[str, str] = {}
         for worker in self._workers:
-            # In short pieces, since a notice of preemption may make it less.
-            while not worker.join(min(_PIECE, max(0.0, left()))) and left() > 0:
-                pass
+            self._join(worker, left)
             worker.abandon()
             if not worker.done:
                 why = worker.failure or "still busy"
                 unsent[worker.store.name] = f"{self._lacking(worker.store)} ({why})"
         return unsent
+
+    def _join(self, worker: Worker, left: Callable[[], float]) -> None:
+        """Wait for a worker, and show a person who waits too what it has still to send."""
+        name, there = worker.store.name, 0
+        if watched():
+            there = self._bytes_lacking(name)
+        with transfer(f"sending to {worker.store.title}", there or None) as advance:
+            # In short pieces, since a notice of preemption may make it less.
+            while not worker.join(min(_PIECE, max(0.0, left()))) and left() > 0:
+                if there:
+                    now = min(there, self._bytes_lacking(name))
+                    advance(there - now)
+                    there = now
+
+    def _bytes_lacking(self, store: str) -> int:
+        """Return how many bytes of checkpoints a store does not have yet."""
+        with suppress(Exception):  # a policy may be the user's own function, and raise
+            steps = [a.step for a in self.ledger.actions(store) if isinstance(a, Publish)]
+            records = self.ledger.records()
+            return sum(records[step].bytes for step in steps if step in records)
+        return 0
 
     def _lacking(self, store: Store) -> str:
         """Return what a store does not have yet, in words."""

@@ -14,6 +14,7 @@ from ckpt_callbacks.errors import CkptCallbacksError, ConfigError, StateMismatch
 from ckpt_callbacks.manifest import fsync
 from ckpt_callbacks.opening import Transform, as_transforms, opened
 from ckpt_callbacks.paths import Selection
+from ckpt_callbacks.progress import growing
 from ckpt_callbacks.stores import Store
 from ckpt_callbacks.tensors import Tensors
 
@@ -129,7 +130,8 @@ def export(
             except CkptCallbacksError as error:
                 raise type(error)(str(error).replace(str(made), str(target))) from error
 
-        opened("export", source, which, use, selection, stores, like)
+        with growing(f"writing {target.name}", made.parent):
+            opened("export", source, which, use, selection, stores, like)
         _check_place(target, name, overwrite=overwrite)  # it took a while
         _move(made.parent, target)
     return target

@@ -19,6 +19,8 @@ from typing import Any
 
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError, UsageError
+from ckpt_callbacks.history import LOCAL, Entry, What, with_records
+from ckpt_callbacks.history_file import HistoryFile
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.plan import Action
 from ckpt_callbacks.policy import Candidate, KeepPolicy
@@ -75,6 +77,7 @@ class Ledger:
         self._records = directory.read_records(self._quarantine)
         self._leases: dict[int, int] = {}
         self._evicted: set[int] = set()
+        self._history = HistoryFile(directory.meta)
         self._gone = [Candidate(g.step, g.metrics, g.time) for g in directory.read_evicted()]
         self._closed = False
         run = directory.read_run()
@@ -177,6 +180,11 @@ class Ledger:
         with self._mutex:
             return self.situation.overview(store, self.directory.root.name, self._gone)
 
+    def with_history(self, overview: Overview) -> Overview:
+        """Return an overview with what happened so far, which is read from its files."""
+        history = with_records(self._history.entries(), self.records())
+        return replace(overview, history=history, evicted=self.directory.read_evicted())
+
     @contextmanager
     def reading(self, step: int, store: str) -> Iterator[Checkpoint | None]:
         """Hold a step in the directory while a store reads it; `None` if it is gone."""
@@ -254,11 +262,14 @@ class Ledger:
             record = self._records[step]
             self._write(replace(record, metrics={**metrics, **record.metrics}, logged=True))
 
-    def completed(self, step: int, files: Mapping[str, File]) -> Record:
-        """A save is committed and sealed."""
+    def completed(
+        self, step: int, files: Mapping[str, File], seconds: tuple[float, ...] = ()
+    ) -> Record:
+        """A save is committed and sealed; `seconds` are those of `history.Entry`."""
         with self._mutex:
             record = replace(self._records[step], state="complete", files=files)
             self._write(record)
+            self._note("saved", LOCAL, record, seconds)
         self._changed()
         return record
 
@@ -267,7 +278,9 @@ class Ledger:
 
         Nothing is concluded from it: its copies elsewhere may be the only ones left.
         """
-        self._write(replace(self._records[step], lost=lost))
+        with self._mutex:
+            self._write(replace(self._records[step], lost=lost))
+            self._note("gone" if lost else "saved", LOCAL, self._records[step])
 
     def failed(self, step: int) -> None:
         """A save did not commit, and what it left is removed."""
@@ -352,6 +365,7 @@ class Ledger:
                 self._write(replace(record, state="gone", files={}))
             else:
                 self._forget(step)
+            self._note("gone", LOCAL, record)
         self._changed()
 
     # Facts about stores
@@ -435,11 +449,12 @@ class Ledger:
                 copies = {**record.copies, store: Copy("pending", "")}
                 self._write(replace(record, copies=copies))
 
-    def copied(self, store: str, step: int, copy: Copy) -> None:
-        """A store holds a step."""
+    def copied(self, store: str, step: int, copy: Copy, seconds: tuple[float, ...] = ()) -> None:
+        """A store holds a step; `seconds` are those of `history.Entry`."""
         with self._mutex:
             record = self._records[step]
             self._write(replace(record, copies={**record.copies, store: copy}))
+            self._note("copied", store, record, seconds)
 
     def aliased(self, store: str, name: str, step: int) -> int | None:
         """An alias moved; returns the step that it named before."""
@@ -464,6 +479,7 @@ class Ledger:
                 self._write(replace(record, copies=copies))
             else:
                 self._forget(step)
+            self._note("gone", store, record)
 
     # Writing: first the disk, then the memory
 
@@ -505,6 +521,12 @@ class Ledger:
             self.directory.write_record(record)
             self._records[record.step] = record
             self._situation = None
+
+    def _note(
+        self, what: What, store: str, record: Record, seconds: tuple[float, ...] = ()
+    ) -> None:
+        entry = Entry(self._now(), what, store, record.step, record.bytes, seconds)
+        self._history.note(entry)
 
     def _forget(self, step: int) -> None:
         with self._mutex:

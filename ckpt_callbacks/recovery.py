@@ -24,6 +24,7 @@ from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal, verify
 from ckpt_callbacks.policy import Resume
+from ckpt_callbacks.progress import growing
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.stores import RunInfo, Store, redact
 
@@ -257,7 +258,9 @@ def copy_from(stores: Iterable[tuple[Store, RunInfo]], record: Record, into: Pat
         into.mkdir(parents=True)
         try:
             store.open(replace(info, reading=True))
-            store.get(record.step, into)
+            what = f"fetching step {record.step} from {store.title}"
+            with growing(what, into.parent, total=record.bytes):
+                store.get(record.step, into)
             verify(into, record.files)
         except Exception as error:
             text = redact(f"{type(error).__name__}: {error}")

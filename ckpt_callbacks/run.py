@@ -169,8 +169,7 @@ class Run(Generic[S]):
             try:
                 if self._engine and self._checkpoint:
                     self._save_at_end(status, self._checkpoint.save, self._engine)
-                    self._engine.wait()
-                    self._engine.settle()  # a listener may still evaluate what was saved last
+                    self._engine.finish_saving()
                 if self._preemption.notice:
                     status = "preempted"
             finally:

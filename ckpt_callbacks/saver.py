@@ -37,6 +37,8 @@ class _InFlight:
     pending: orbax_io.PendingSave
     metrics: Mapping[str, Any]
     started: float
+    waited: float
+    """Seconds that the loop was held up."""
 
 
 class Saver:
@@ -129,7 +131,8 @@ class Saver:
             raise
         hit("orbax-started")
         self._idle.clear()
-        self._work.put(_InFlight(step, pending, metrics, started))
+        waited = time.monotonic() - started
+        self._work.put(_InFlight(step, pending, metrics, started, waited))
         return None
 
     def report(self, step: int, error: Exception) -> None:
@@ -199,7 +202,8 @@ class Saver:
             with self._timed("digests and fsync"):
                 files = seal(path)
             hit("files-sealed")
-            record = ledger.completed(save.step, files)
+            committed = time.monotonic() - save.started - save.waited
+            record = ledger.completed(save.step, files, (save.waited, committed))
             hit("record-complete")
         except Exception as error:
             self._discard(save.step)

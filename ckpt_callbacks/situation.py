@@ -150,8 +150,13 @@ class Situation:
             for step, record in sorted(self.records.items())
             if step in view.held
         ]
+        titles = {name: known.get("title", name) for name, known in self.run.stores.items()}
+        return Overview(name, str(self.policy), rows, self.curves(gone), titles)
+
+    def curves(self, gone: Sequence[Candidate]) -> tuple[Curve, ...]:
+        """Return the metrics that the policy ranks by, over all checkpoints there ever were."""
         past = {c.step: c for c in [*gone, *map(candidate, self.records.values())]}
-        curves = {
+        found = {
             best.name: Curve(
                 best.name,
                 best.mode,
@@ -159,7 +164,7 @@ class Situation:
             )
             for best in ranking(self.policy).values()
         }
-        return Overview(name, str(self.policy), rows, tuple(curves.values()))
+        return tuple(found.values())
 
     def _new_decision(self) -> Decision:
         """Return what to keep once the changed policy is in force."""

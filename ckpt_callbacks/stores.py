@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ckpt_callbacks.history import Entry
 from ckpt_callbacks.policy import KeepPolicy
-from ckpt_callbacks.record import Copy, File
+from ckpt_callbacks.record import Copy, File, Gone
 
 __all__ = [
     "Checkpoint",
@@ -148,7 +149,8 @@ class Curve:
     """A metric that the policy ranks by, over all checkpoints that there ever were."""
 
     metric: str
-    mode: Literal["min", "max"]
+    mode: Literal["min", "max"] | None
+    """`None` for one that the policy does not rank by."""
     points: Sequence[tuple[int, float]]
     """Step and value, in order of steps; finite values only."""
 
@@ -163,6 +165,13 @@ class Overview:
     rows: Sequence[Shown]
     """In order of steps."""
     curves: Sequence[Curve]
+    titles: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What people call each store, by name."""
+    history: Sequence[Entry] = field(default=(), compare=False)
+    """What happened to all checkpoints, in order of time. It does not count where two are
+    compared: what other stores do is no reason to show this one again."""
+    evicted: Sequence[Gone] = field(default=(), compare=False)
+    """The checkpoints that were evicted, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import RecordError
 from ckpt_callbacks.manifest import damage
+from ckpt_callbacks.progress import transfer
+from ckpt_callbacks.record import Record
 
 __all__ = ["Problem", "verify"]
 
@@ -36,11 +39,20 @@ def verify(directory: str | os.PathLike[str]) -> list[Problem]:
     bad: list[RecordError] = []
     records = run_directory.read_records(on_damage=lambda path, error: bad.append(error))
     found = [Problem(None, str(error)) for error in bad]
-    for step, record in records.items():
-        if record.state == "complete" and not record.discarded:
-            root = run_directory.path(step)
-            problems = [Problem(step, text) for text in damage(root, record.files)]
-            now = run_directory.read_record(step) if problems else None
-            if now and (now.state, now.discarded, now.files) == ("complete", "", record.files):
-                found += problems
+    whole = {s: r for s, r in records.items() if r.state == "complete" and not r.discarded}
+    with transfer("verifying", sum(record.bytes for record in whole.values())) as advance:
+        for record in whole.values():
+            found += _problems(run_directory, record, advance)
     return found
+
+
+def _problems(
+    directory: RunDirectory, record: Record, advance: Callable[[int], None]
+) -> list[Problem]:
+    root, problems = directory.path(record.step), []
+    for name, file in record.files.items():
+        problems += [Problem(record.step, text) for text in damage(root, {name: file})]
+        advance(file.size)
+    now = directory.read_record(record.step) if problems else None
+    same = now and (now.state, now.discarded, now.files) == ("complete", "", record.files)
+    return problems if same else []

@@ -266,7 +266,7 @@ class Worker:
         if situation is not self._seen:
             overview = self._ledger.overview(self.store.name)
             if overview != self._shown:
-                self._call.show(overview)
+                self._call.show(self._ledger.with_history(overview))
                 self._shown = overview
             self._seen = situation
         return True
@@ -293,9 +293,11 @@ class Worker:
                     hit("publish-begins")
                     ledger.publishing(name, step)
                     hit("record-pending")
+                    begun = time.monotonic()
                     copy = self._call.put(checkpoint, aliases)
+                    took = time.monotonic() - begun
                     hit("published")
-                    ledger.copied(name, step, copy)
+                    ledger.copied(name, step, copy, (took,))
                     hit("record-copied")
                 self._hooks.emit(Mirrored(name, step, copy.state, copy.ref))
                 if self.store.put_moves_aliases:

@@ -10,7 +10,8 @@ import pytest
 import ckpt_callbacks
 
 PURE = [
-    "errors", "events", "plan", "policy", "record", "retention", "schedule", "situation", "stores",
+    "errors", "events", "history", "plan", "policy", "record", "retention", "schedule",
+    "situation", "stores",
 ]  # fmt: skip
 
 MEASURE = """

@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_callbacks import page
+from ckpt_callbacks.charts import thinned
+from ckpt_callbacks.curves import MOST_LABELS, MOST_MARKS, MOST_POINTS
 from ckpt_callbacks.stores import Curve, Overview, Shown
 
 VOID = {"meta"}
 TAGS = {
     *("html", "head", "meta", "title", "style", "body", "main", "section", "h1", "h2", "p", "code"),
-    *("div", "span", "table", "thead", "tbody", "tr", "th", "td"),
+    *("div", "span", "table", "thead", "tbody", "tr", "th", "td", "dl", "dt", "dd", "small"),
+    *("ul", "li", "details", "summary"),
     *("figure", "figcaption", "svg", "path", "text", "circle"),
 }
 
@@ -85,7 +88,8 @@ class Reader(HTMLParser):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag == "path"
+        assert tag in ("path", "circle")
+        assert not [name for name, _ in attrs if name in ("src", "href", "onload")]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -107,17 +111,26 @@ def read(text: str) -> Reader:
 
 
 def drawings(text: str) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(svg) for svg in re.findall("<svg.*?</svg>", text, re.S)]
+    charts = re.findall(r'(<svg class="chart".*?)\n</div>', text, re.DOTALL)
+    return [ElementTree.fromstring(svg) for svg in charts]
 
 
 def numbers(svg: ElementTree.Element) -> list[float]:
-    found = " ".join(
-        value
-        for element in svg.iter()
-        for name, value in element.attrib.items()
-        if name in ("x", "y", "cx", "cy", "d")
-    )
-    return [float(n) for n in re.findall(r"[-+.\w]+", re.sub("[MLHhv]", " ", found))]
+    """Return where things lie, of 1000."""
+    lines = " ".join(e.attrib["d"] for e in svg.findall("svg[@class='box']/path"))
+    found = [float(n) for n in re.findall(r"[-+.\d]+", re.sub("[MLHVhvz]", " ", lines))]
+    parts = [v for e in svg.iter() for k, v in e.attrib.items() if k in ("x", "y", "cx", "cy")]
+    return found + [10 * float(part[:-1]) for part in parts if part.endswith("%")]
+
+
+def marks(svg: ElementTree.Element) -> list[str]:
+    """Return the titles of what is marked."""
+    found = [*svg.findall("circle/title"), *svg.findall("svg[@class='placed']/path/title")]
+    return [title.text or "" for title in found]
+
+
+def levels(svg: ElementTree.Element) -> list[ElementTree.Element]:
+    return [e for e in svg.findall("text") if e.get("class") == "y"]
 
 
 def shown(step: int, *aliases: str, **metrics: float) -> Shown:
@@ -141,7 +154,7 @@ def test_it_says_what_is_held_why_and_where() -> None:
         "BestN(1, 'acc')",
         "850|latest #850|0.98491|2.0 KiB|2023-11-14 22:13:20|digits v850",
         "1000|best| |last|latest #1000|NaN|2.0 KiB|2023-11-14 22:13:20|digits v1000",
-        "higher is better; 3 checkpoints measured, 1 of them held here",
+        "Higher is better; 3 checkpoints measured, 1 kept",
         "850: 0.98491 (latest #850)",
     ):
         assert part in text.replace("\n", "").replace("||", "|")
@@ -166,22 +179,21 @@ def test_every_curve_is_drawn_inside_its_frame(overview: Overview) -> None:
     curves = [curve for curve in overview.curves if curve.points]
     assert len(svgs) == len(curves)
     for svg, curve in zip(svgs, curves, strict=True):
-        assert svg[0].tag == "title"
-        width, height = map(float, svg.attrib["viewBox"].split()[2:])
-        assert all(-1 <= n <= max(width, height) for n in numbers(svg))
+        assert svg.attrib["aria-label"]
+        assert all(0 <= n <= 1000 for n in numbers(svg))
         held = {row.step for row in overview.rows} & {step for step, _ in curve.points}
-        assert len(svg.findall("circle")) == len(held)
+        assert len(marks(svg)) == len(held)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), finite, st.integers(0, 10**12))
 def test_the_axes_have_a_few_numbers_that_are_in_order(a: float, b: float, step: int) -> None:
     (svg,) = drawings(page.html(with_curve([(step, a), (step + 7, b)])))
 
-    texts = [e for e in svg.findall("text") if e.get("text-anchor") == "end"]
+    texts = levels(svg)
     values = [Decimal((e.text or "").replace(",", "")) for e in texts]
     assert 1 <= len(values) <= 8
     assert values == sorted(set(values))
-    heights = [float(e.attrib["y"]) for e in texts]
+    heights = [float(e.attrib["y"][:-1]) for e in texts]
     assert heights == sorted(heights, reverse=True)
     low, high = sorted([Decimal(a), Decimal(b)])
     slack = max(abs(low), abs(high)) / 10**6  # of the one number where both are equal
@@ -205,8 +217,7 @@ def test_the_axes_have_a_few_numbers_that_are_in_order(a: float, b: float, step:
 def test_numbers_on_an_axis(low: float, high: float, expected: list[str]) -> None:
     (svg,) = drawings(page.html(with_curve([(0, low), (10, high)])))
 
-    texts = [e.text for e in svg.findall("text") if e.get("text-anchor") == "end"]
-    assert texts == expected
+    assert [e.text for e in levels(svg)] == expected
 
 
 @given(st.integers(2001, 7000), st.integers(0, 2**32), st.sets(st.integers(0, 2000)))
@@ -214,14 +225,14 @@ def test_thinning_out_drops_nothing_that_is_held_and_no_extreme(
     count: int, seed: int, held: set[int]
 ) -> None:
     chance = random.Random(seed)
-    some = [chance.choice([0.0, 1.0, chance.gauss(0, 1)]) for _ in range(count)]
-    points = list(enumerate(some))
+    some: list[float] = [chance.choice([0.0, 1.0, chance.gauss(0, 1)]) for _ in range(count)]
+    points = [(float(step), value) for step, value in enumerate(some)]
 
-    drawn = page._thinned(points, held)
+    drawn = thinned(points, MOST_POINTS, frozenset(held))
 
     assert drawn == sorted(set(drawn))
     assert set(drawn) <= set(points)
-    assert len(drawn) <= page.MOST_POINTS + 2
+    assert len(drawn) <= MOST_POINTS + 2
     assert held <= {step for step, _ in drawn}
     values = [value for _, value in drawn]
     assert (min(values), max(values)) == (min(some), max(some))
@@ -229,12 +240,12 @@ def test_thinning_out_drops_nothing_that_is_held_and_no_extreme(
 
 
 def test_what_is_held_is_drawn_even_if_it_is_more_than_is_drawn_otherwise() -> None:
-    points = [(step, float(step % 7)) for step in range(10_000)]
+    points = [(float(step), float(step % 7)) for step in range(10_000)]
 
-    drawn = page._thinned(points, range(0, 10_000, 4))
+    drawn = thinned(points, MOST_POINTS, frozenset(range(0, 10_000, 4)))
 
     assert {step for step, _ in drawn} >= set(range(0, 10_000, 4))
-    assert 2500 < len(drawn) <= 2500 + page.MOST_POINTS // 10 + 2
+    assert 2500 < len(drawn) <= 2500 + MOST_POINTS // 10 + 2
 
 
 def test_a_hundred_thousand_checkpoints_are_a_small_page() -> None:
@@ -245,7 +256,7 @@ def test_a_hundred_thousand_checkpoints_are_a_small_page() -> None:
 
     assert time.process_time() - start < 5  # 0.1 s; it is not quadratic
     assert len(text) < 200_000
-    assert "100,000 checkpoints measured, 2 of them held here; 2,00" in text
+    assert "100,000 checkpoints measured, 2 kept; 2,00" in text
 
 
 def test_best_and_last_are_named_however_crowded_it_is() -> None:
@@ -257,8 +268,10 @@ def test_best_and_last_are_named_however_crowded_it_is() -> None:
 
     labels = [e.text for e in svg.findall("text") if "label" in e.get("class", "")]
     assert {"best 150", "last 299"} <= set(labels)
-    assert len(labels) <= page.MOST_LABELS
-    assert len(svg.findall("circle")) == 300
+    assert len(labels) <= MOST_LABELS
+    titles = marks(svg)
+    assert len(titles) == MOST_MARKS
+    assert {title.partition(":")[0] for title in titles} >= {"best 150", "last 299"}
 
 
 def test_values_that_are_no_numbers_are_left_out_of_the_curve() -> None:
@@ -266,8 +279,8 @@ def test_values_that_are_no_numbers_are_left_out_of_the_curve() -> None:
 
     text = page.html(with_curve(points, 2))
 
-    assert "2 checkpoints measured, 1 of them" in text
-    assert "inf" not in text.partition("<figure>")[2].lower()
+    assert "2 checkpoints measured, 1 kept" in text
+    assert "inf" not in text.partition("<figure>")[2].partition("</figure>")[0].lower()
 
 
 def test_nothing_held_and_nothing_measured_is_a_page_too() -> None:

@@ -14,6 +14,7 @@ import wandb_log
 from ckpt_callbacks.stores import MetricPoint, RunInfo, Tracker
 from ckpt_callbacks.testing import TrackerContract, make_checkpoint
 from ckpt_callbacks_wandb import WandbTracker
+from loops import callbacks_in, train
 
 
 def opened(tmp_path: Path, **options: str) -> WandbTracker:
@@ -180,3 +181,23 @@ def test_without_wandb_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(cc.MissingExtra, match=r"pip install 'ckpt-callbacks\[wandb\]'"):
         WandbTracker("digits")
+
+
+def test_the_page_of_the_checkpoints_is_held_for_later(tmp_path: Path) -> None:
+    tracker = WandbTracker(project="digits", mode="offline", dir=tmp_path / "logs")
+
+    train(callbacks_in(tmp_path / "run", tracker, drain_limit=60), 3, {1: 0.9})
+
+    key = "checkpoints/report/path"
+    (path,) = [row[key] for row in wandb_log.history(tmp_path / "logs") if key in row]
+    (page,) = (tmp_path / "logs").rglob(path)
+    assert "<h2>Where each checkpoint was</h2>" in page.read_text()
+    assert path in wandb_log.files(tmp_path / "logs")
+
+
+def test_who_wants_no_metrics_there_gets_no_page(tmp_path: Path) -> None:
+    options = {"project": "digits", "mode": "offline", "dir": tmp_path / "logs", "metrics": False}
+
+    train(callbacks_in(tmp_path / "run", WandbTracker(**options)), 2)  # type: ignore[arg-type]
+
+    assert wandb_log.history(tmp_path / "logs") == []

@@ -665,3 +665,17 @@ def test_a_link_that_failed_keeps_no_version(
     assert linked.metadata["step"] == 2
     assert set(there(wandb_server)) == {2}
     store.close("finished")
+
+
+def test_the_page_of_the_checkpoints_is_among_the_panels_once(
+    tmp_path: Path, wandb_server: WandbServer
+) -> None:
+    train(callbacks_in(tmp_path / "run", WandbTracker("p", artifact="digits")), 4, {1: 0.9})
+    assert not cc.sync(tmp_path / "run")  # which changes nothing
+
+    (run,) = wandb_server.runs("p")
+    (row,) = [row for row in run.history if "checkpoints/report" in row]
+    text = run.files[row["checkpoints/report"]["path"]].decode()
+    assert "<h2>Where each checkpoint was</h2>" in text
+    assert "digits:v" in text
+    assert "http" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import netrc
 import os
 import re
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ckpt_callbacks import page
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.leaves import Leaf
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["WandbTracker"]
 
 Mode = Literal["online", "offline"]
+PAGE_KEY = "checkpoints/report"
+"""Under which the page of a run is logged: the panel `report` of the section `checkpoints`."""
 
 _CLIENTS = {"gs": ("google.cloud.storage", "gcp"), "s3": ("boto3", "aws")}
 """What W&B's client needs for references to a kind of place, and its extra."""
@@ -89,7 +93,7 @@ class WandbTracker(Tracker):
             `gs://bucket/runs/digits`; its path on this machine if not given.
         metrics: whether to log metrics. In a run that you opened and log to with `step=`, W&B drops
             those of your values that are below the step to which our rows have brought it: say
-            `False`, or log without `step=`.
+            `False`, or log without `step=`. `False` leaves out the report too.
         ttl: how long W&B keeps a version, in seconds if it is a number, as a safety net: what is
             kept that long is gone then.
         keep: of the checkpoints that are kept, hold only those that this policy keeps, such as
@@ -171,6 +175,8 @@ class WandbTracker(Tracker):
         self._rows: Rows
         self._files: Files
         self._there: Online | Offline | None = None
+        self._overview: Overview | None = None
+        """What is to be shown when the run ends."""
         self._late: TimeoutError | None = None
 
     def settings(self) -> Mapping[str, Any]:
@@ -223,7 +229,7 @@ class WandbTracker(Tracker):
             return run.remembered
         # Here and not above: it takes a second, and this is the worker's thread.
         load("wandb")
-        self._late = None
+        self._late = self._overview = None
         starts = Starts(self._held.folder, run.config)
         if self._adopts:
             self._run = self._adopts
@@ -284,6 +290,7 @@ class WandbTracker(Tracker):
 
     def show(self, overview: Overview) -> None:
         self._opened.show(overview)
+        self._overview = overview
 
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
         if self._metrics:
@@ -293,8 +300,13 @@ class WandbTracker(Tracker):
         self._files.log(path, name)
 
     def close(self, status: str) -> None:
-        if self._adopts:
-            return
+        shown = self._log_page()
+        if not self._adopts:
+            self._end(status)
+        if shown:
+            self._page_mark.write_text(shown)
+
+    def _end(self, status: str) -> None:
         try:
             if self._late:  # of a run that is finished a second `finish` says nothing
                 raise self._late
@@ -305,6 +317,26 @@ class WandbTracker(Tracker):
                 "W&B has not taken all in time; the next run in this directory, or "
                 "`ckpt-callbacks sync`, sends the rest"
             ) from error
+
+    @property
+    def _page_mark(self) -> Path:
+        """The file that tells which page W&B has got."""
+        return self._info.scratch / "page"
+
+    def _log_page(self) -> str:
+        """Log the page of the checkpoints if W&B has another; return what tells which one it is."""
+        overview, self._overview = self._overview, None
+        if overview is None or not self._metrics:
+            return ""
+        import wandb
+
+        text = page.html(overview)
+        where = "offline" if self._run.offline else "online"
+        this = f"{where} {hashlib.sha256(text.encode()).hexdigest()}"
+        if self._page_mark.exists() and self._page_mark.read_text() == this:
+            return ""
+        self._run.log({PAGE_KEY: wandb.Html(text, inject=False, data_is_not_path=True)})
+        return this
 
     @property
     def _opened(self) -> Online | Offline:

@@ -1,6 +1,5 @@
 """What a person sees in MLflow's pages after a run. The pictures stay with `--pictures FOLDER`."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,13 @@ from uuid import uuid4
 
 import pytest
 from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from servers.backends import Backend
+from servers.browsers import chromium
 from servers.training import ALIASES, train
 
 
@@ -89,30 +89,8 @@ def trained(server: Backend, tmp_path_factory: pytest.TempPathFactory) -> Traine
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    folder = tmp_path_factory.mktemp("browser")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert chromium, "install Debian's packages chromium and chromium-driver"
-    assert driver, "install Debian's package chromium-driver"
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",  # which root cannot have
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1500,950",
-        f"--user-data-dir={folder}",
-        # It reaches nothing but the server.
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    ):
-        options.add_argument(flag)
-    running = Chrome(options, ChromeService(driver, log_output=str(folder / "driver.txt")))
-    yield running
-    running.quit()
+    with chromium(tmp_path_factory.mktemp("browser")) as running:
+        yield running
 
 
 @pytest.fixture
