@@ -72,10 +72,12 @@ if TYPE_CHECKING:
     from ckpt_callbacks.pictures import plot, write_report
     from ckpt_callbacks.profile import Profile
     from ckpt_callbacks.progress import ProgressBar
+    from ckpt_callbacks.pruning import Goes, PrunePlan
     from ckpt_callbacks.published import Safetensors
+    from ckpt_callbacks.pulling import pull
     from ckpt_callbacks.renaming import KeyMap, KeyPlan, Rule
     from ckpt_callbacks.report import CheckpointInfo, Summary, checkpoints, find
-    from ckpt_callbacks.requests import pin, report_metrics, sync, unpin
+    from ckpt_callbacks.requests import pin, promote, prune, report_metrics, sync, unpin
     from ckpt_callbacks.restoring import Weights, restore
     from ckpt_callbacks.run import Run
     from ckpt_callbacks.verification import Problem, verify
@@ -99,6 +101,7 @@ __all__ = [
     "EveryNSeconds",
     "EveryNSteps",
     "Evicted",
+    "Goes",
     "Inspection",
     "KeepPolicy",
     "KeyMap",
@@ -115,6 +118,7 @@ __all__ = [
     "Profile",
     "ProgressBar",
     "Promoted",
+    "PrunePlan",
     "RecordError",
     "Rule",
     "Run",
@@ -141,6 +145,9 @@ __all__ = [
     "load_params",
     "pin",
     "plot",
+    "promote",
+    "prune",
+    "pull",
     "register_adapter",
     "report_metrics",
     "restore",
@@ -167,7 +174,9 @@ _LATER = {
     "published": ("Safetensors",),
     "renaming": ("KeyMap", "KeyPlan", "Rule"),
     "report": ("CheckpointInfo", "Summary", "checkpoints", "find"),
-    "requests": ("pin", "report_metrics", "sync", "unpin"),
+    "pruning": ("Goes", "PrunePlan"),
+    "pulling": ("pull",),
+    "requests": ("pin", "promote", "prune", "report_metrics", "sync", "unpin"),
     "restoring": ("Weights", "restore"),
     "run": ("Run",),
     "verification": ("Problem", "verify"),

@@ -24,6 +24,7 @@ from ckpt_callbacks.progress import growing
 from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import Store, redact
+from ckpt_callbacks.text import suggestion
 
 __all__ = ["GROUP", "fetch", "is_address", "take_over"]
 
@@ -70,6 +71,7 @@ def fetch(
         raise ConfigError(
             f"{address!r} is no address that is understood here: it begins with none of "
             f"{', '.join(f'{name}:' for name in sorted(known)) or 'the installed trackers'}"
+            f"{suggestion(scheme, known)}"
         )
     function = known[scheme].load()
     try:

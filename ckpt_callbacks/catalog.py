@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.policy import leaves
-from ckpt_callbacks.record import RunFile
+from ckpt_callbacks.record import Copy, RunFile
 from ckpt_callbacks.retention import Opaque, policy_from_json
 from ckpt_callbacks.stores import Rank, RunInfo, Store
 
-__all__ = ["GROUP", "info_of", "stores_of"]
+__all__ = ["GROUP", "addresses_of", "info_of", "stores_of"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -33,6 +34,24 @@ def stores_of(run: RunFile) -> list[Store]:
                 why = f"{type(error).__name__}: {error}"
         logger.warning("the store %r is left out, since it can not be made here: %s", name, why)
     return stores
+
+
+def addresses_of(run: RunFile) -> Callable[[str, int, Copy], str | None]:
+    """Return what tells by store, step and copy the address at which other machines find it.
+
+    Nothing is asked of a service; of a store that can not be made here none is known.
+    """
+    made: dict[str, Store | None] = {}
+
+    def address(store: str, step: int, copy: Copy) -> str | None:
+        if store not in made:
+            made[store] = None
+            with suppress(Exception):  # whatever a factory of somebody else raises
+                made[store] = _make(store, run.settings[store])
+        there = made[store]
+        return there.address(step, copy, run.stores.get(store, {})) if there else None
+
+    return address
 
 
 def info_of(

@@ -18,13 +18,14 @@ from ckpt_callbacks.directory import ORBAX_TEMPORARY, RunDirectory
 from ckpt_callbacks.errors import CkptCallbacksError, ConfigError
 from ckpt_callbacks.events import Eval
 from ckpt_callbacks.hooks import Hooks
-from ckpt_callbacks.inbox import Inbox, Measured, Pinned, Request
+from ckpt_callbacks.inbox import Inbox, Measured, Named, Pinned, Pruned, Request
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricBuffer, MetricLog
 from ckpt_callbacks.plan import Action, Publish
 from ckpt_callbacks.policy import KeepPolicy, Resume
 from ckpt_callbacks.progress import growing, transfer, watched
 from ckpt_callbacks.recovery import choose, copy_from, recover, refuse_others
+from ckpt_callbacks.retention import policy_from_json
 from ckpt_callbacks.saver import Saver
 from ckpt_callbacks.stores import MetricPoint, Store, Tracker
 from ckpt_callbacks.system import SystemMetrics
@@ -259,6 +260,10 @@ class Engine:
                 self.ledger.measured(step, metrics)
             case Pinned(step, pinned):
                 self.ledger.pin(step, pinned=pinned)
+            case Named(step, alias, when):
+                self.ledger.promote(step, alias, when)
+            case Pruned(steps, keep):
+                self.ledger.prune(steps, policy_from_json(keep))
 
     def _wake(self) -> None:
         for worker in self._workers:

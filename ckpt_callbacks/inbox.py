@@ -13,7 +13,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,16 @@ from ckpt_callbacks.directory import RunDirectory, replace_text
 from ckpt_callbacks.errors import CkptCallbacksError, NewerFormat, RecordError
 from ckpt_callbacks.failpoints import hit
 
-__all__ = ["Inbox", "Measured", "Pinned", "Request", "is_attended", "submit"]
+__all__ = [
+    "Inbox",
+    "Measured",
+    "Named",
+    "Pinned",
+    "Pruned",
+    "Request",
+    "is_attended",
+    "submit",
+]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -31,7 +40,8 @@ INTERVAL = 0.25
 """Seconds between two looks into the inbox."""
 _attended: dict[Path, threading.Thread] = {}
 """The inboxes of this process that are looked into, and the thread that does."""
-FORMAT = 1
+FORMAT = 2
+"""Version of the requests below. One of a later version is left to an owner that knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,26 @@ class Pinned:
     pinned: bool
 
 
-Request = Measured | Pinned
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A person gives a step an alias in every store, and wants to keep it."""
+
+    step: int
+    alias: str
+    time: float
+    """When it was asked, as above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A person has seen what is to go, and agreed."""
+
+    steps: Sequence[int]
+    keep: Sequence[Mapping[str, Any]]
+    """The policy by which they go, as `policy_to_json` gives it: what it keeps by now stays."""
+
+
+Request = Measured | Pinned | Named | Pruned
 
 
 def submit(directory: RunDirectory, request: Request) -> Path:
@@ -160,9 +189,13 @@ def _to_json(request: Request) -> str:
     match request:
         case Measured(step, metrics, at):
             values = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
-            return json.dumps({"format": FORMAT, "measured": step, "metrics": values, "time": at})
+            return json.dumps({"format": 1, "measured": step, "metrics": values, "time": at})
         case Pinned(step, pinned):
-            return json.dumps({"format": FORMAT, "pin" if pinned else "unpin": step})
+            return json.dumps({"format": 1, "pin" if pinned else "unpin": step})
+        case Named(step, alias, at):
+            return json.dumps({"format": 2, "promote": step, "alias": alias, "time": at})
+        case Pruned(steps, keep):
+            return json.dumps({"format": 2, "prune": [*steps], "keep": [*keep]})
 
 
 def _from_json(text: str, where: str) -> Request:
@@ -176,6 +209,10 @@ def _from_json(text: str, where: str) -> Request:
                 return Pinned(step, pinned=True)
             case {"unpin": int(step)}:
                 return Pinned(step, pinned=False)
+            case {"promote": int(step), "alias": str(alias), "time": float(at)}:
+                return Named(step, alias, at)
+            case {"prune": list(steps), "keep": list(keep)}:
+                return Pruned([int(step) for step in steps], keep)
     except NewerFormat:
         raise
     except (TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks import orbax_io
 from ckpt_callbacks.addresses import is_address
+from ckpt_callbacks.catalog import addresses_of
 from ckpt_callbacks.contents import Contents
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.leaves import Leaf
@@ -55,6 +56,8 @@ class Inspection:
     aliases: Sequence[str] = ()
     reason: str = ""
     """Why it is kept, in a run directory."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """By tracker that has a copy, its address; while it has none, its state."""
 
     def __str__(self) -> str:
         return self.text()
@@ -76,6 +79,7 @@ class Inspection:
             "metrics": ", ".join(f"{k} {v:g}" for k, v in self.metrics.items()),
             "metadata": _shown(self.metadata),
             "config": _shown(self.config),
+            "copies": ", ".join(self.copies.values()),
             "on disk": size(self.bytes) + (f": {sizes}" if sizes else ""),
             "state": f"{len(self.leaves)} {'leaf' if len(self.leaves) == 1 else 'leaves'}"
             + (f", {count} numbers, {memory} in memory" if count else ""),
@@ -119,7 +123,14 @@ def inspect(
         return found
     found = replace(found, config=run.config)
     row = next((row for row in checkpoints(source) if row.step == found.step), None)
-    return replace(found, aliases=row.aliases, reason=row.reason) if row else found
+    if row is None:
+        return found
+    address = addresses_of(run)
+    copies = {
+        store: address(store, row.step, copy) or f"{store} ({copy.state})"
+        for store, copy in row.copies.items()
+    }
+    return replace(found, aliases=row.aliases, reason=row.reason, copies=copies)
 
 
 def _inspected(

@@ -30,6 +30,7 @@ from ckpt_callbacks.record import (
     Copy,
     File,
     Gone,
+    Promotion,
     Record,
     RunFile,
     record_to_json,
@@ -318,8 +319,33 @@ class Ledger:
             if pinned and step not in steps:
                 there = ", ".join(map(str, sorted(steps))) or "none"
                 raise CheckpointNotFound(f"step {step} can not be pinned: the steps are {there}")
-            self._write_run(pins=self._run.pins | {step} if pinned else self._run.pins - {step})
+            run = self._run
+            pins = run.pins | {step} if pinned else run.pins - {step}
+            self._write_run(pins=pins, promoted=run.promoted if pinned else _without(run, {step}))
         self._changed()
+
+    def promote(self, step: int, alias: str, when: float) -> None:
+        """Give a step an alias in every store, and keep it for as long as it has it.
+
+        Raises:
+            CheckpointNotFound: there is no such checkpoint.
+        """
+        with self._mutex:
+            if step not in self.steps():
+                there = ", ".join(map(str, self.steps())) or "none"
+                raise CheckpointNotFound(f"step {step} can not be {alias!r}: the steps are {there}")
+            self._write_run(promoted={**self._run.promoted, alias: Promotion(step, when)})
+        self._changed()
+
+    def prune(self, steps: Collection[int], keep: KeepPolicy) -> None:
+        """Let those of `steps` go everywhere that `keep` does not keep; it is no policy for later.
+
+        What is pinned, promoted or the newest by now stays.
+        """
+        with self._mutex:
+            kept, there = self.situation.kept_by(keep), {*self.steps()}
+            if goes := there & {*steps} - kept.keys():
+                self.discard(goes, f"pruned: {keep} does not keep it")
 
     def discard(self, steps: Collection[int], reason: str) -> None:
         """From now on complete checkpoints do not count: they leave every store by the plan.
@@ -329,7 +355,7 @@ class Ledger:
         with self._mutex:
             for step in sorted(steps, reverse=True):
                 self._write(replace(self._records[step], discarded=reason))
-            self._write_run(pins=self._run.pins - set(steps))
+            self._write_run(pins=self._run.pins - set(steps), promoted=_without(self._run, steps))
         self._changed()
 
     def went_back(self, step: int | None) -> None:
@@ -546,6 +572,11 @@ class Ledger:
                 self.directory.write_run(run)
                 self._run = run
                 self._situation = None
+
+
+def _without(run: RunFile, steps: Collection[int]) -> dict[str, Promotion]:
+    """Return the aliases that persons gave, but for those of `steps`."""
+    return {name: given for name, given in run.promoted.items() if given.step not in steps}
 
 
 def _pending(copy: Copy) -> Copy:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ __all__ = [
     "Copy",
     "File",
     "Gone",
+    "Promotion",
     "Record",
     "RunFile",
     "gone_from_json",
@@ -37,6 +39,8 @@ ADOPTED = "adopted"
 """Status of a run whose checkpoints all come from elsewhere, before its first loop."""
 FORMAT = 1
 """Version of the files on disk. A newer one is refused, an older one is read."""
+_HEAD = re.compile(r'\{"check":"crc32:[0-9a-f]{8}","text":"crc32:([0-9a-f]{8})",')
+"""How a file begins: with its checksum, and with that of the text that follows here."""
 
 T = TypeVar("T")
 RecordState = Literal["saving", "complete", "evicting", "gone"]
@@ -97,7 +101,7 @@ class Record:
     @property
     def bytes(self) -> int:
         """Size of all files."""
-        return sum(f.size for f in self.files.values())
+        return sum([file.size for file in self.files.values()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,15 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Promotion:
+    """A person's word that an alias names a step, which is kept for as long as it does."""
+
+    step: int
+    time: float
+    """When, seconds since the epoch: in a place that several runs share the latest word counts."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunFile:
     """What is known of the run as a whole."""
 
@@ -143,6 +156,18 @@ class RunFile:
     """How the last process left the loop, as in `RunEnded`; `adopted` if none was in it yet."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The hyper-parameters that the loop was last given, JSON values by name."""
+    promoted: Mapping[str, Promotion] = field(default_factory=dict)
+    """By alias; these are a person's, beside `last` and `best`."""
+
+    @property
+    def named(self) -> dict[str, int]:
+        """The step that each promoted alias names."""
+        return {name: promotion.step for name, promotion in self.promoted.items()}
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """The steps that are kept whatever the policy says: pinned or promoted."""
+        return self.pins | frozenset(self.named.values())
 
 
 def record_to_json(record: Record) -> str:
@@ -165,10 +190,7 @@ def record_from_json(text: str, where: str) -> Record:
             time=float(values["time"]),
             metrics={k: float(v) for k, v in values["metrics"].items()},
             logged=_typed(values["logged"], bool),
-            files={
-                k: File(_typed(v["size"], int), _typed(v["digest"], str))
-                for k, v in values["files"].items()
-            },
+            files={k: _file(v["size"], v["digest"]) for k, v in values["files"].items()},
             copies={
                 k: Copy(
                     _one_of(v["state"], CopyState),
@@ -240,6 +262,10 @@ def run_from_json(text: str, where: str) -> RunFile:
             rewound=_optional(values["rewound"], int),
             status=_typed(values["status"], str),
             config=_typed(values.get("config", {}), dict),  # once there was none
+            promoted={
+                k: Promotion(_typed(v["step"], int), float(v["time"]))
+                for k, v in values.get("promoted", {}).items()
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
@@ -253,7 +279,15 @@ def numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
 def _dump(values: Mapping[str, Any]) -> str:
     # As it will be read: JSON has no tuples, and no keys but strings.
     known = json.loads(json.dumps({"format": FORMAT, **values}, allow_nan=False))
-    return json.dumps({**known, "check": _check(known)}, indent=1, allow_nan=False)
+    rest = json.dumps(known, separators=(",", ":"), allow_nan=False)[1:]
+    known["text"] = text = f"crc32:{zlib.crc32(rest.encode()):08x}"
+    return f'{{"check":"{_check(known)}","text":"{text}",{rest}'
+
+
+def _is_as_written(text: str) -> bool:
+    """Return whether a text is just what `_dump` made, which is found out faster than `_check`."""
+    head = _HEAD.match(text)
+    return head is not None and zlib.crc32(text[head.end() :].encode()) == int(head[1], 16)
 
 
 def _check(values: Mapping[str, Any]) -> str:
@@ -279,9 +313,16 @@ def _parse(text: str, where: str) -> dict[str, Any]:
             "install the version that wrote it, or a newer one"
         )
     check = values.pop("check", None)
-    if check != _check(values):
+    if not _is_as_written(text) and check != _check(values):
         raise RecordError(f"{where} is damaged: it does not match its checksum, {check}")
     return dict(values)
+
+
+def _file(size: object, digest: object) -> File:
+    # By far the most values of a record: here, so that thousands of records are read fast.
+    if type(size) is not int or type(digest) is not str:
+        raise TypeError(f"expected a size and a digest, found {size!r} and {digest!r}")
+    return File(size, digest)
 
 
 def _typed(value: object, kind: type[T]) -> T:

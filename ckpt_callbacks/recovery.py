@@ -47,7 +47,9 @@ def recover(ledger: Ledger) -> None:
     lost = _find_lost(ledger)
     newest = ledger.newest()
     discarded = [s for s, r in ledger.records().items() if r.discarded and r.state == "complete"]
-    if discarded or (lost and newest != before):
+    # Those that were pruned are older than what stays.
+    back = [s for s in discarded if newest is None or s > newest.step]
+    if back or (lost and newest != before):
         ledger.went_back(newest.step if newest else -1)
     for step, record in ledger.records().items():
         committed = directory.is_committed(step)

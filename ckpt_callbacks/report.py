@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.policy import Candidate, KeepPolicy, as_step
-from ckpt_callbacks.record import Record, RunFile
+from ckpt_callbacks.record import Copy, Record, RunFile
 from ckpt_callbacks.retention import Decision, decide, explain, policy_from_json, ranked_metrics
-from ckpt_callbacks.text import as_text
+from ckpt_callbacks.text import as_text, counted, listed, suggestion
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from ckpt_callbacks.profile import Profile
 
-__all__ = ["CheckpointInfo", "Summary", "checkpoints", "find", "summarize", "why"]
+__all__ = ["CheckpointInfo", "Summary", "Why", "checkpoints", "find", "summarize", "why"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class CheckpointInfo:
     step: int
     time: float
     """Start of its save, seconds since the epoch."""
-    path: Path
+    directory: Path
+    """The run directory."""
     metrics: Mapping[str, float]
     reason: str
     """Why it is kept; empty for one that is on its way out."""
@@ -40,6 +41,38 @@ class CheckpointInfo:
     bytes: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """As given to `on_step`."""
+    copies: Mapping[str, Copy] = field(default_factory=dict)
+    """By store, what it has of it."""
+    complete: bool = True
+    """Whether all of it is here, or confirmed by a store."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is in the run directory, if it is there."""
+        return self.directory / str(self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why a step is there, or is not. Its text is for people."""
+
+    step: int
+    state: str
+    """`kept`, `evicted`, or what its record says."""
+    reason: str
+    details: str = ""
+    """What each policy says of it."""
+    aliases: Sequence[str] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.state == "kept":
+            names = "".join(f" It is {name!r}." for name in self.aliases)
+            return f"Step {self.step} is kept: {self.reason}.{names}\n{self.details}"
+        if self.state == "evicted":
+            values = ", ".join(f"{k} {v:g}" for k, v in self.metrics.items()) or "none"
+            return f"Step {self.step} was evicted: {self.reason}.\nIts metrics were: {values}"
+        return f"Step {self.step} is {self.reason or self.state}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +90,7 @@ class Summary:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table
 
-        table = Table(title=f"{len(self.rows)} checkpoints", title_justify="left")
+        table = Table(title=counted(len(self.rows), "checkpoint"), title_justify="left")
         table.add_column("step", justify="right")
         for name in self.metrics:
             table.add_column(name, justify="right")
@@ -92,26 +125,34 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
     run = run_directory.open_run()
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
-    decision = _decide(run, policy, _history(run_directory, records))
+    here = _here(run_directory, records)
+    decision = _decide(run, policy, _history(records, here))
+    titles = {name: run.stores.get(name, {}).get("title", name) for name in run.stores}
+    names: dict[int, list[str]] = {}
+    for name, step in decision.aliases.items():
+        names.setdefault(step, []).append(name)
     rows: list[CheckpointInfo] = []
     for step, record in records.items():
-        where = ["local"] if record.state == "complete" else []
-        if where and not run_directory.is_committed(step):
+        where = ["local"] if step in here else []
+        if record.state == "complete" and not where:
             where = ["local (missing)"]
         for name, copy in sorted(record.copies.items()):
-            title = run.stores.get(name, {}).get("title", name)
+            title = titles.get(name, name)
             where.append(title if copy.state == "confirmed" else f"{title} ({copy.state})")
+        sent = any(copy.state == "confirmed" for copy in record.copies.values())
         rows.append(
             CheckpointInfo(
                 step=step,
                 time=record.time,
-                path=run_directory.path(step),
+                directory=run_directory.root,
                 metrics=record.metrics,
                 reason=decision.kept.get(step, record.state if record.state == "saving" else ""),
                 where=where,
-                aliases=[name for name, named in decision.aliases.items() if named == step],
+                aliases=names.get(step, []),
                 bytes=record.bytes,
                 metadata=record.metadata,
+                copies=record.copies,
+                complete=step in here or (record.lost and sent),
             )
         )
     return Summary(rows, ranked_metrics(policy), list(hints))
@@ -140,54 +181,66 @@ def find(directory: str | os.PathLike[str], which: int | str = "last") -> Checkp
     for row in rows:
         if which == row.step or which in row.aliases:
             return row
-    aliases = ", ".join(sorted({a for row in rows for a in row.aliases})) or "no aliases"
-    steps = ", ".join(str(row.step) for row in rows) or "none"
+    aliases = sorted({a for row in rows for a in row.aliases})
+    steps = [row.step for row in rows]
     raise CheckpointNotFound(
-        f"{directory} has no checkpoint {which!r}; it has {aliases} and steps {steps}"
+        f"{directory} has no checkpoint {which!r}; it has {', '.join(aliases) or 'no aliases'} and "
+        f"steps {listed(steps)}{suggestion(which, aliases, steps)}"
     )
 
 
-def why(directory: str | os.PathLike[str], step: int) -> str:
-    """Return why a step is kept, was evicted, or is not there.
+def why(directory: str | os.PathLike[str], which: int | str) -> Why:
+    """Return why a step, or what an alias names, is kept, was evicted, or is not there.
 
     Raises:
         ConfigError: `directory` is no run directory.
-        CheckpointNotFound: the run never saved that step.
+        CheckpointNotFound: the run never saved that step, or has no such alias.
         RecordError: a record in it cannot be read.
     """
     run_directory = RunDirectory(directory)
     run = run_directory.open_run()
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
-    history = _history(run_directory, records)
+    history = _history(records, _here(run_directory, records))
     decision = _decide(run, policy, history)
-    if step in decision.kept:
-        names = [f" It is {name!r}." for name, named in decision.aliases.items() if named == step]
-        return (
-            f"Step {step} is kept: {decision.kept[step]}.{''.join(names)}\n"
-            f"{explain(policy, history, step)}"
+    names = sorted(decision.aliases)
+    if isinstance(which, str) and which not in names:
+        raise CheckpointNotFound(
+            f"{run_directory.root} has no checkpoint {which!r}; it has "
+            f"{', '.join(names) or 'no aliases'}{suggestion(which, names)}"
         )
-    gone = [g for g in run_directory.read_evicted() if g.step == step]
-    if gone:
-        values = ", ".join(f"{k} {v:g}" for k, v in gone[-1].metrics.items()) or "none"
-        return f"Step {step} was evicted: {gone[-1].reason}.\nIts metrics were: {values}"
+    step = decision.aliases[which] if isinstance(which, str) else which
+    if step in decision.kept:
+        aliases = [name for name, named in decision.aliases.items() if named == step]
+        details, values = explain(policy, history, step), records[step].metrics
+        return Why(step, "kept", decision.kept[step], details, aliases, values)
+    if gone := [g for g in run_directory.read_evicted() if g.step == step]:
+        return Why(step, "evicted", gone[-1].reason, metrics=gone[-1].metrics)
     if step in records:
-        return f"Step {step} is {records[step].discarded or records[step].state}."
-    steps = ", ".join(map(str, records)) or "none"
-    raise CheckpointNotFound(f"{run_directory.root} never had a step {step}; it has {steps}")
+        return Why(step, records[step].state, records[step].discarded)
+    raise CheckpointNotFound(
+        f"{run_directory.root} never had a step {step}; it has {listed(list(records))}"
+        f"{suggestion(step, (), list(records))}"
+    )
 
 
 def _decide(run: RunFile, policy: KeepPolicy, history: list[Candidate]) -> Decision:
     old = policy_from_json(run.change.policy) if run.change else None
-    return decide(policy, history, run.pins, old)
+    return decide(policy, history, run.pins, old, run.named)
 
 
-def _history(directory: RunDirectory, records: Mapping[int, Record]) -> list[Candidate]:
+def _here(directory: RunDirectory, records: Mapping[int, Record]) -> set[int]:
+    """Return the complete checkpoints whose files are here."""
+    complete = (step for step, record in records.items() if record.state == "complete")
+    return set(filter(directory.is_committed, complete))
+
+
+def _history(records: Mapping[int, Record], here: Collection[int]) -> list[Candidate]:
     """Return the checkpoints that are judged: those that are here, or in a store alone."""
     return [
-        Candidate(r.step, r.metrics, r.time)
-        for r in records.values()
-        if directory.is_readable(r) or (r.lost and not r.discarded and r.copies)
+        Candidate(step, r.metrics, r.time)
+        for step, r in records.items()
+        if not r.discarded and (step in here or (r.lost and r.copies))
     ]
 
 

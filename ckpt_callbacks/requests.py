@@ -7,6 +7,7 @@ directory, the caller becomes the owner for a moment and does all that follows, 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,16 +17,25 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.engine import Engine
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, DirectoryLocked
 from ckpt_callbacks.hooks import Hooks
-from ckpt_callbacks.inbox import Measured, Pinned, Request, is_attended, submit
+from ckpt_callbacks.inbox import Measured, Named, Pinned, Pruned, Request, is_attended, submit
 from ckpt_callbacks.metrics import host_floats
-from ckpt_callbacks.policy import as_step
-from ckpt_callbacks.retention import policy_from_json
+from ckpt_callbacks.policy import KeepPolicy, as_step
+from ckpt_callbacks.pruning import PrunePlan, plan_prune
+from ckpt_callbacks.retention import policy_from_json, policy_to_json
 from ckpt_callbacks.stores import Store
+from ckpt_callbacks.text import listed, suggestion
 
-__all__ = ["pin", "report_metrics", "sync", "unpin"]
+__all__ = ["carry_out", "pin", "promote", "prune", "report_metrics", "sync", "unpin"]
 
 _POLL = 0.05
 """Seconds between two looks at whether the owner has applied a request."""
+_ALIAS = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
+"""What MLflow and W&B both take."""
+_TAKEN = re.compile(
+    "best|best-.*|last|latest|step-.*|v[0-9]+|"
+    "aliases|began|experiments|known|model|path|reason|run|step"
+)
+"""Ours by policy, theirs for versions, and names of our tags in MLflow."""
 
 
 def report_metrics(
@@ -78,9 +88,7 @@ def pin(
     """
     step, run_directory = as_step("pin", step), RunDirectory(directory)
     run_directory.open_run()
-    if step not in (there := run_directory.complete_records()):
-        steps = ", ".join(map(str, there)) or "none"
-        raise CheckpointNotFound(f"{directory} has no step {step} to pin; it has {steps}")
+    _check_there(run_directory, step, "to pin")
     return _ask(run_directory, Pinned(step, pinned=True), stores, timeout)
 
 
@@ -93,12 +101,92 @@ def unpin(
 ) -> bool:
     """Leave the checkpoint of `step` to the policy again.
 
+    An alias that it was promoted to is no longer its own; in a tracker it stays where it is, with
+    the copy, until another step is promoted to it.
+
     The arguments and the result are those of `report_metrics`.
 
     Raises:
         ConfigError: it is no run directory.
     """
     request = Pinned(as_step("unpin", step), pinned=False)
+    return _ask(RunDirectory(directory), request, stores, timeout)
+
+
+def promote(
+    directory: str | os.PathLike[str],
+    step: int,
+    alias: str,
+    *,
+    stores: Sequence[Store] | None = None,
+    timeout: float = 60.0,
+) -> bool:
+    """Let `alias` name the checkpoint of `step` in every store, such as `production`.
+
+    It is pinned for as long as it has the alias: until another step is promoted to it, or until it
+    is unpinned. The other arguments and the result are those of `report_metrics`.
+
+    Raises:
+        ConfigError: it is no run directory, or `alias` can not be an alias in all stores.
+        CheckpointNotFound: it holds no such step.
+    """
+    step, run_directory = as_step("promote", step), RunDirectory(directory)
+    if not _ALIAS.fullmatch(alias):
+        raise ConfigError(
+            f"promote: an alias is a letter and letters, digits, '_' or '-', not {alias!r}"
+        )
+    if _TAKEN.fullmatch(alias):
+        raise ConfigError(
+            f"promote: {alias!r} has a meaning of its own: choose another alias, such as production"
+        )
+    run_directory.open_run()
+    _check_there(run_directory, step, f"to promote to {alias!r}")
+    return _ask(run_directory, Named(step, alias, time.time()), stores, timeout)
+
+
+def prune(
+    directory: str | os.PathLike[str],
+    keep: KeepPolicy | None = None,
+    *,
+    dry_run: bool = False,
+    stores: Sequence[Store] | None = None,
+    timeout: float = 60.0,
+) -> PrunePlan:
+    """Remove what a policy does not keep, from every store, now; return what goes, and why.
+
+    The run's own policy stays in force for what is saved later. What is pinned or promoted stays,
+    and so does the newest checkpoint.
+
+    Args:
+        directory: as `report_metrics` has it, like the arguments after it.
+        keep: what to keep; that of the run if not given, without what it only keeps until a changed
+            policy is in force.
+        dry_run: change nothing.
+        stores: see there.
+        timeout: see there.
+
+    Raises:
+        ConfigError: it is no run directory, or `keep` no policy that can be written down.
+        RecordError: a record in it cannot be read.
+    """
+    plan = plan_prune(directory, keep)
+    if plan.goes and not dry_run:
+        carry_out(directory, plan, stores=stores, timeout=timeout)
+    return plan
+
+
+def carry_out(
+    directory: str | os.PathLike[str],
+    plan: PrunePlan,
+    *,
+    stores: Sequence[Store] | None = None,
+    timeout: float = 60.0,
+) -> bool:
+    """Remove what a plan shows, and nothing else; what it should keep by now stays.
+
+    The arguments and the result are those of `report_metrics`.
+    """
+    request = Pruned([gone.step for gone in plan.goes], policy_to_json(plan.keep))
     return _ask(RunDirectory(directory), request, stores, timeout)
 
 
@@ -128,8 +216,12 @@ def sync(
     run_directory, deadline = RunDirectory(directory), time.monotonic() + timeout
     run = run_directory.open_run()
     there = stores_of(run) if stores is None else stores
-    missing = run.stores.keys() - {store.name for store in there} if stores is None else set()
+    lacking = {store.name: what for store in there if (what := store.missing())}
+    there = [store for store in there if store.name not in lacking]
+    made = {store.name for store in there} | lacking.keys()
+    missing = run.stores.keys() - made if stores is None else set()
     unsent = dict.fromkeys(sorted(missing), "what there is: it can not be made again here")
+    unsent |= {name: f"what there is: {what}" for name, what in lacking.items()}
     while True:
         try:
             return unsent | _act_as_owner(run_directory, there, deadline, sending=True)[1]
@@ -143,6 +235,14 @@ def sync(
             time.sleep(_POLL)
 
 
+def _check_there(directory: RunDirectory, step: int, why: str) -> None:
+    if step not in (there := directory.complete_records()):
+        raise CheckpointNotFound(
+            f"{directory.root} has no step {step} {why}; it has {listed(list(there))}"
+            f"{suggestion(step, (), there)}"
+        )
+
+
 def _ask(
     directory: RunDirectory, request: Request, stores: Sequence[Store] | None, timeout: float
 ) -> bool:
@@ -151,6 +251,9 @@ def _ask(
     deadline = time.monotonic() + timeout
     while path.exists():
         try:
+            # Before stores are made, which takes a while and is in vain where there is an owner.
+            directory.acquire(brief=True)
+            directory.release()
             engine, unsent = _act_as_owner(directory, stores, deadline)
             engine.tell(unsent)
         except DirectoryLocked:

@@ -34,6 +34,9 @@ __all__ = [
     "unmeasured",
 ]
 
+_NOBODY: Mapping[str, int] = {}
+"""The aliases that persons gave, where none did."""
+
 
 def finite(value: object) -> float | None:
     """Return `value` as a float if it can be ranked: a real, finite number; else `None`."""
@@ -168,11 +171,13 @@ def decide(
     history: Iterable[Candidate],
     pins: Collection[int] = (),
     old: Policy | None = None,
+    promoted: Mapping[str, int] = _NOBODY,
 ) -> Decision:
     """Decide over the complete checkpoints of a run.
 
     The newest one is kept under every policy (reason `newest`, when it has no other), and so are
-    those that are pinned, and what an `old` policy keeps that is about to be replaced.
+    those that are pinned, those to which a person gave an alias (`promoted`), and what an `old`
+    policy keeps that is about to be replaced.
     """
     ordered = sorted(history, key=lambda c: c.step)
     kept: dict[int, str] = {}
@@ -184,11 +189,15 @@ def decide(
             kept[step] = f"{kept[step]}, {named}" if step in kept else named
     for step in (c.step for c in ordered if c.step in pins):
         kept[step] = f"{kept[step]}, pinned" if step in kept else "pinned"
+    there = {c.step for c in ordered}
+    given = {name: step for name, step in promoted.items() if step in there}
+    for name, step in given.items():
+        kept[step] = f"{kept[step]}, pinned as {name}" if step in kept else f"pinned as {name}"
     if ordered:
         kept.setdefault(ordered[-1].step, "newest")
     for step in decide(old, ordered).kept if old else ():
         kept.setdefault(step, f"until {policy} is in force")
-    return Decision(dict(sorted(kept.items())), promote(policy, ordered))
+    return Decision(dict(sorted(kept.items())), promote(policy, ordered) | given)
 
 
 def narrow(
@@ -197,17 +206,19 @@ def narrow(
     own: KeepPolicy | None,
     history: Iterable[Candidate],
     pins: Collection[int] = (),
+    promoted: Mapping[str, int] = _NOBODY,
 ) -> Decision:
     """Return the part of a decision for a store that keeps less than the others.
 
-    Of what `decision` keeps, it holds what its `own` policy keeps, and what is pinned; its aliases
-    name the best and the newest of that.
+    Of what `decision` keeps, it holds what its `own` policy keeps, and what is pinned or
+    `promoted`; its aliases name the best and the newest of that.
     """
     if own is None:
         return decision
     there = sorted((c for c in history if c.step in decision.kept), key=lambda c: c.step)
-    steps = {*own.keep(there), *pins} & decision.kept.keys()
+    steps = ({*own.keep(there), *pins} | {*promoted.values()}) & decision.kept.keys()
     aliases = promote(joint, [c for c in there if c.step in steps])
+    aliases |= {name: step for name, step in promoted.items() if step in steps}
     return Decision({s: r for s, r in decision.kept.items() if s in steps}, aliases)
 
 

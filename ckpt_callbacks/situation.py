@@ -70,7 +70,7 @@ class Situation:
         """Return what to keep of `records`."""
         change = self.run.change
         old = policy_from_json(change.policy) if change else None
-        return decide(self.policy, map(candidate, records), self.run.pins, old)
+        return decide(self.policy, map(candidate, records), self.run.pins, old, self.run.named)
 
     def next_action(self, store: str) -> Action | None:
         """Return the first thing that a store must do, or `None`."""
@@ -105,6 +105,12 @@ class Situation:
         history = [candidate(r) for r in self.readable if r.step != new.step]
         return new.step in self.policy.keep(sorted([*history, new], key=lambda c: c.step))
 
+    def kept_by(self, keep: KeepPolicy) -> Mapping[int, str]:
+        """Return the steps that would be kept by another policy, each with its reason."""
+        run = self.run
+        history = map(candidate, self.readable)
+        return decide(keep, history, run.pins, promoted=run.named).kept
+
     def unmeasured(self) -> list[int]:
         """Return the complete steps that lack a metric which the policy ranks by."""
         return unmeasured(self.policy, map(candidate, self.readable))
@@ -117,7 +123,12 @@ class Situation:
         return explain(self.policy, history.values(), step)
 
     def rank(self, alias: str, step: int) -> Rank | None:
-        """Return what ranks a step for an alias, or `None` if nothing does."""
+        """Return what ranks a step for an alias, or `None` if nothing does.
+
+        What a person named does, by when that was: among several runs the latest word counts.
+        """
+        if given := self.run.promoted.get(alias):
+            return Rank("promoted", "max", given.time) if given.step == step else None
         best, record = ranking(self.policy).get(alias), self.records.get(step)
         value = best.value(candidate(record)) if best and record else None
         return Rank(best.name, best.mode, value) if best and value is not None else None
@@ -168,7 +179,8 @@ class Situation:
 
     def _new_decision(self) -> Decision:
         """Return what to keep once the changed policy is in force."""
-        return decide(self.policy, map(candidate, self.readable), self.run.pins)
+        run = self.run
+        return decide(self.policy, map(candidate, self.readable), run.pins, promoted=run.named)
 
     def _decision_for(self, store: str) -> Decision:
         """Return what to keep, with the steps of which only `store` has a copy.
@@ -189,6 +201,7 @@ class Situation:
     def _inputs(self, store: str, decision: Decision) -> _Inputs:
         """Return what the plan of a store depends on."""
         history = [candidate(r) for r in self.records.values()]
-        own = narrow(decision, self.policy, self.stores.get(store), history, self.run.pins)
+        run = self.run
+        own = narrow(decision, self.policy, self.stores.get(store), history, run.pins, run.named)
         readable = {r.step for r in [*self.readable, *self._waiting(store)]}
         return self.policy, history, own, self.view(store), readable

@@ -14,12 +14,14 @@ from ckpt_callbacks.catalog import info_of, stores_of
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, CorruptCheckpoint
 from ckpt_callbacks.manifest import verify as check_files
+from ckpt_callbacks.nearby import nearby
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import Candidate, as_step
 from ckpt_callbacks.record import File, Record
 from ckpt_callbacks.recovery import copy_from
 from ckpt_callbacks.retention import policy_from_json, promote
 from ckpt_callbacks.stores import Store
+from ckpt_callbacks.text import listed, suggestion
 
 __all__ = ["Reader", "visit"]
 
@@ -95,12 +97,18 @@ def _of_others(root: Path, which: int | str) -> Path:
         return root
     steps = orbax_io.steps(root)
     if not steps:
-        raise ConfigError(f"{root} is neither a run directory nor a checkpoint")
+        raise ConfigError(f"{root} is neither a run directory nor a checkpoint{nearby(root)}")
     step = max(steps) if which == "last" else which
     if step not in steps:
-        there = ", ".join(map(str, steps))
+        hint = suggestion(which, (), list(steps))
+        if isinstance(which, str):
+            hint = (
+                f". Only a run directory has aliases: `ckpt-callbacks adopt {root} NEW` makes one "
+                "that ranks them by the metrics that Orbax has stored"
+            )
         raise CheckpointNotFound(
-            f"{root} has no checkpoint {which!r}: it is a directory of Orbax with the steps {there}"
+            f"{root} has no checkpoint {which!r}: it is a directory of Orbax with the steps "
+            f"{listed(list(steps))}{hint}"
         )
     return steps[int(step)]
 
@@ -183,18 +191,22 @@ def _resolve(directory: RunDirectory, which: int | str) -> Record:
     if not isinstance(which, str):
         record = directory.read_record(which)
         if record is None or not directory.is_readable(record):
-            there = ", ".join(map(str, directory.complete_records())) or "none"
-            raise CheckpointNotFound(f"{directory.root} has no step {which}; it has {there}")
+            steps = list(directory.complete_records())
+            raise CheckpointNotFound(
+                f"{directory.root} has no step {which}; it has {listed(steps)}"
+                f"{suggestion(which, (), steps)}"
+            )
         return record
     complete = directory.complete_records()
     run = directory.read_run()
     policy = policy_from_json(run.policy) if run else None
     history = [Candidate(s, r.metrics) for s, r in complete.items()]
     aliases = promote(policy, history) if policy else {}
+    aliases |= {n: step for n, step in (run.named if run else {}).items() if step in complete}
     if which not in aliases:
-        there = ", ".join(map(str, complete)) or "none"
         raise CheckpointNotFound(
             f"{directory.root} has no checkpoint {which!r}; it has "
-            f"{', '.join(aliases) or 'no aliases'} and steps {there}"
+            f"{', '.join(aliases) or 'no aliases'} and steps {listed(list(complete))}"
+            f"{suggestion(which, aliases)}"
         )
     return complete[aliases[which]]

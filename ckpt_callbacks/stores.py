@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -273,6 +273,33 @@ class Store(ABC):
 
         Return `False` where it has to stay, since somebody else has a claim to it.
         """
+
+    def missing(self) -> str | None:
+        """Return what has to be there before anything can be sent, such as an API key, or `None`.
+
+        Only what can be told at once, without asking the service; also before `open`.
+        """
+        return None
+
+    def ping(self, run: RunInfo) -> str:
+        """Ask the service for a sign of life, and return in one line what answered.
+
+        Nothing is begun or changed, and `open` need not come before.
+        """
+        self.open(replace(run, reading=True))
+        return f"{self.title} can be read"
+
+    def address(self, step: int, copy: Copy, remembered: Mapping[str, str]) -> str | None:
+        """Return the address by which `restore` reads a copy on another machine; `None` for none.
+
+        It is asked before `open`, too, and must not ask the service.
+
+        Args:
+            step: of the checkpoint.
+            copy: as `put` or `listing` had it.
+            remembered: what `open` returned.
+        """
+        return None
 
     def show(self, overview: Overview) -> None:
         """Show people what is held, where the service has a place for that.

@@ -1,12 +1,16 @@
-"""Text for people, of what rich can print."""
+"""Text for people."""
 
 from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Collection, Sequence
 from typing import Any
 
-__all__ = ["as_text"]
+__all__ = ["as_text", "counted", "listed", "suggestion"]
+
+_SHOWN = 12
+"""How many steps a message names."""
 
 
 def as_text(printable: Any) -> str:
@@ -17,3 +21,38 @@ def as_text(printable: Any) -> str:
     console = Console(file=out, width=shutil.get_terminal_size((100, 25)).columns)
     console.print(printable, soft_wrap=True)  # what is no table in whole lines, to be copied
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things, such as `1 checkpoint` or `2 checkpoints`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def listed(steps: Sequence[int]) -> str:
+    """Return steps in words; of many the first and the last ones."""
+    if len(steps) <= _SHOWN:
+        return ", ".join(map(str, steps)) or "none"
+    ends = [*map(str, steps[: _SHOWN // 2]), "…", *map(str, steps[-_SHOWN // 2 :])]
+    return f"{', '.join(ends)} ({len(steps):,} in all)"
+
+
+def suggestion(
+    wanted: object, names: Collection[str] = (), steps: Collection[int] = (), *, of: str = ""
+) -> str:
+    """Return what may have been meant, as the end of a message; nothing if nothing is close.
+
+    Args:
+        wanted: what was asked for: a name, or a step.
+        names: what there is.
+        steps: the steps that there are.
+        of: stands before the suggestion, such as the folder that it is in.
+    """
+    if isinstance(wanted, int):
+        if len(steps) <= _SHOWN:  # all of them were listed
+            return ""
+        nearest = min(steps, key=lambda step: (abs(step - wanted), step))
+        return f". The nearest is {nearest}"
+    import difflib
+
+    close = difflib.get_close_matches(str(wanted), names, 1, 0.65)
+    return f". Did you mean {of}{close[0]}?" if close else ""

@@ -30,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--machine-runs", type=int, default=200, help="runs of the state machine, 50 steps each"
     )
     parser.addoption("--flips", type=int, default=60, help="checkpoints to damage at random")
+    parser.addoption(
+        "--write-commands", action="store_true", help="take what commands print as what they should"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -273,7 +273,7 @@ def finished(folder: Path) -> Result:
             for path in (root, disk.path / "new")
         },
         **left(root, SMALL),
-        "ls": _run(command, "ls", root),
+        "ls": _run(command, "ls", root, "--plain"),
     }
 
 

@@ -285,5 +285,5 @@ def test_the_command_line_adopts(source: Path, tmp_path: Path) -> None:
     assert said(root) == (0, "took 3, 4\n")
     assert said(root) == (0, "took nothing, since all is there\n")
     code, output = said(root, "--step", "9")
-    assert code == 1
+    assert code == 2
     assert "has no step 9" in output

@@ -82,7 +82,8 @@ def test_each_command_on_a_page_is_one(page: Path) -> None:
         words = shlex.split(line, comments=True)
         if words[:1] != ["ckpt-callbacks"]:
             continue
-        command = main.commands[words[1]]
+        command = main.get_command(click.Context(main), words[1])
+        assert command, line
         parser = command.make_parser(click.Context(command))
         parser.parse_args(words[2:] or ["--help"])  # raises `NoSuchOption`, `BadOptionUsage`
 

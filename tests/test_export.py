@@ -367,7 +367,7 @@ def test_the_command_line(root: Path) -> None:
     assert set(read(Path("a.npz"))) == {"params/head/kernel", "step"}
 
     again = invoke("convert", "a.npz", "a.npz")
-    assert (again.exit_code, again.output[:7]) == (1, "Error: ")
+    assert (again.exit_code, again.output[:7]) == (2, "Error: ")
     assert "is there already" in again.output
     assert invoke("convert", "a.npz", "a.npz", "--only", "step", "--overwrite").exit_code == 0
     assert set(read(Path("a.npz"))) == {"step"}
@@ -381,7 +381,7 @@ def test_the_command_line(root: Path) -> None:
         ([root, "b.npz", "--format", "x"], "'x' is not known"),
     ):
         failed = invoke("export", *arguments)
-        assert failed.exit_code == 1, failed.output
+        assert failed.exit_code == 2, failed.output
         assert message in failed.output
     assert invoke("export", root, "b.npz", "--axis", "1").exit_code == 2
     assert sorted(p.name for p in Path.cwd().iterdir() if "wandb" not in p.name) == ["a.npz", "run"]
@@ -413,7 +413,7 @@ def test_the_installed_command(root: Path) -> None:
         [*command, str(root), "b.npz", "--which", "5"],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert failed.stderr.startswith("Error: ")
     assert "has no step 5; it has 0" in failed.stderr
     assert not Path("b.npz").exists()

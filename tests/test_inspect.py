@@ -300,7 +300,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert run("--which", "best", "--depth", "1").output == cc.inspect(tmp_path, 1).text(1) + "\n"
     assert run("--which", "1").output == f"{cc.inspect(tmp_path, 1)}\n"
     wrong = run("--which", "worst")
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert wrong.output.startswith(f"Error: {tmp_path} has no checkpoint 'worst'")
 
 

@@ -178,4 +178,4 @@ def test_the_commands_tell_where_the_file_is(run: Path, tmp_path: Path) -> None:
     assert (drawn.exit_code, drawn.output.strip()) == (0, str(tmp_path / "a.svg"))
     assert (tmp_path / "a.html").stat().st_size > 1000
     assert (tmp_path / "a.svg").stat().st_size > 1000
-    assert (wrong.exit_code, "the metrics are val_accuracy, loss" in wrong.output) == (1, True)
+    assert (wrong.exit_code, "the metrics are val_accuracy, loss" in wrong.output) == (2, True)

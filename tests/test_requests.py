@@ -149,7 +149,7 @@ def test_what_can_not_be_applied_is_dropped_and_told(
     inbox = RunDirectory(root).inbox
     (inbox / "1.json").write_text("{")
     (inbox / "2.json").write_text(json.dumps({"format": 1, "pin": 77}))
-    (inbox / "3.json").write_text(json.dumps({"format": 2, "explode": 1}))
+    (inbox / "3.json").write_text(json.dumps({"format": 3, "explode": 1}))
 
     train(callbacks_in(root), 3)
 
@@ -207,7 +207,7 @@ def test_a_pinned_step_stays_everywhere_until_it_is_unpinned(tmp_path: Path) -> 
     root, store = tmp_path / "run", MemoryStore()
     train(callbacks_in(root, store), 3, {0: 0.9})
     result = CliRunner().invoke(main, ["pin", str(root), "1"])
-    assert (result.exit_code, result.output) == (0, "")
+    assert (result.exit_code, result.output) == (0, "step 1 is pinned\n")
 
     train(callbacks_in(root, store), 6)
     assert local_steps(root) == set(store.copies) == {0, 1, 4, 5}
@@ -217,7 +217,7 @@ def test_a_pinned_step_stays_everywhere_until_it_is_unpinned(tmp_path: Path) -> 
     train(callbacks_in(root, store), 6)
     assert local_steps(root) == set(store.copies) == {0, 4, 5}
     result = CliRunner().invoke(main, ["pin", str(root), "1"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "has no step 1 to pin; it has 0, 4, 5" in result.output
 
 

@@ -231,7 +231,7 @@ def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(cc.ConfigError, match="is no run directory"):
         cc.sync(folder)
-    assert CliRunner().invoke(main, ["sync", str(folder)]).exit_code == 1
+    assert CliRunner().invoke(main, ["sync", str(folder)]).exit_code == 2
     assert list(folder.iterdir()) == []
 
 

@@ -30,7 +30,13 @@ from ckpt_callbacks.stores import (
     Tracker,
     redact,
 )
-from ckpt_callbacks_mlflow._connection import absolute, create_database, has_secret, set_deadlines
+from ckpt_callbacks_mlflow._connection import (
+    absolute,
+    create_database,
+    exists,
+    has_secret,
+    set_deadlines,
+)
 from ckpt_callbacks_mlflow._fetch import known_of
 from ckpt_callbacks_mlflow._files import repository, send
 from ckpt_callbacks_mlflow._models import Models
@@ -60,6 +66,8 @@ _STATUS = {
     "preempted": "KILLED",
 }
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_VERSION = re.compile(r" v(\d+) \(")
+"""In what `_ref` returns."""
 
 
 class MLflowTracker(Tracker):
@@ -181,6 +189,26 @@ class MLflowTracker(Tracker):
             **self._flavor,
             "keep": self.keep and policy_to_json(self.keep),
         }
+
+    def ping(self, run: RunInfo) -> str:
+        load("mlflow")
+        from mlflow import MlflowClient
+        from mlflow.tracking import get_tracking_uri
+
+        set_deadlines()
+        uri = self._tracking_uri or get_tracking_uri()
+        if not exists(uri):  # and is not made by looking
+            raise FileNotFoundError(f"there is no database {redact(uri)}")
+        MlflowClient(uri).search_experiments(max_results=1)
+        return f"{redact(uri)} answers"
+
+    def address(self, step: int, copy: Copy, remembered: Mapping[str, str]) -> str | None:
+        if copy.state != "confirmed":
+            return None
+        if self._register_as and (version := _VERSION.search(copy.ref)):
+            return f"mlflow:/{self._register_as}/{version[1]}"
+        run_id = remembered.get("run_id")
+        return run_id and f"mlflow:/runs/{run_id}/{step}"
 
     def entered(self, items: Sequence[str]) -> None:
         if self._send == "weights":

@@ -15,13 +15,13 @@ from ckpt_callbacks_wandb._client import forget, has_key, hide
 if TYPE_CHECKING:
     import wandb
 
-__all__ = ["NO_KEY", "adoptable", "begin", "end"]
+__all__ = ["NEEDS_KEY", "NO_KEY", "adoptable", "begin", "end"]
 
 FLUSH_SECONDS = 0.1
 """How often W&B writes its log. Its default of 15 s is how much a kill may lose."""
+NEEDS_KEY = "there is no API key for W&B: run `wandb login`, or set WANDB_API_KEY"
 NO_KEY = (
-    "there is no API key for W&B: run `wandb login`, or set WANDB_API_KEY, or give the tracker "
-    "mode='offline' and send all later with `ckpt-callbacks sync`"
+    f"{NEEDS_KEY}, or give the tracker mode='offline' and send all later with `ckpt-callbacks sync`"
 )
 INIT_SECONDS = 30.0
 """How long to wait for the server when the run is opened, at most."""

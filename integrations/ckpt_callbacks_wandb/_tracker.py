@@ -40,7 +40,7 @@ from ckpt_callbacks_wandb._log import Log
 from ckpt_callbacks_wandb._offline import Offline
 from ckpt_callbacks_wandb._online import Online
 from ckpt_callbacks_wandb._rows import Rows
-from ckpt_callbacks_wandb._run import NO_KEY, adoptable, begin, end
+from ckpt_callbacks_wandb._run import NEEDS_KEY, NO_KEY, adoptable, begin, end
 from ckpt_callbacks_wandb._starts import Starts
 from ckpt_callbacks_wandb._versions import Versions
 
@@ -199,6 +199,26 @@ class WandbTracker(Tracker):
             "ttl": self._ttl and self._ttl.total_seconds(),
             "keep": self.keep and policy_to_json(self.keep),
         }
+
+    def missing(self) -> str | None:
+        # A key may have been given to the client in this process.
+        return None if "wandb" in sys.modules or _may_have_key() else NEEDS_KEY
+
+    def ping(self, run: RunInfo) -> str:
+        if (self._mode or os.environ.get("WANDB_MODE")) == "offline":
+            return "nothing is asked offline: all is held until a sync"
+        if what := self.missing():
+            raise ConfigError(what)
+        load("wandb")
+        api = self._api()
+        user = api.viewer  # asks the server
+        return f"{redact(str(api.settings['base_url']))} answers {user.username}"
+
+    def address(self, step: int, copy: Copy, remembered: Mapping[str, str]) -> str | None:
+        if copy.state != "confirmed":
+            return None
+        place = [self._found["entity"], self._found["project"], copy.ref]
+        return f"wandb:{'/'.join(filter(None, place))}"
 
     def entered(self, items: Sequence[str]) -> None:
         if self._send == "weights":

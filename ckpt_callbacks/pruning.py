@@ -1,0 +1,79 @@
+"""What a policy would remove from a run directory, seen before anything is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.errors import ConfigError
+from ckpt_callbacks.policy import KeepPolicy, as_keep, leaves
+from ckpt_callbacks.retention import Opaque, explain, policy_from_json, policy_to_json
+from ckpt_callbacks.situation import Situation, candidate
+
+__all__ = ["Goes", "PrunePlan", "plan_prune"]
+
+_EXPLAINED = 500
+"""Of how many it is said how far each is from staying, which takes time for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goes:
+    """A checkpoint that goes."""
+
+    step: int
+    reason: str
+    """What the policy says of it."""
+    bytes: int
+    """Size of its files in the directory."""
+    where: Sequence[str]
+    """`local`, and the names of the stores that have a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What `prune` removes."""
+
+    keep: KeepPolicy
+    """By which policy."""
+    goes: Sequence[Goes]
+    """In order of steps."""
+    kept: Mapping[int, str]
+    """The steps that stay, each with its reason."""
+
+    @property
+    def bytes(self) -> int:
+        """What becomes free in the directory."""
+        return sum(gone.bytes for gone in self.goes)
+
+
+def plan_prune(directory: str | os.PathLike[str], keep: KeepPolicy | None = None) -> PrunePlan:
+    """Return what `prune` would do.
+
+    Raises:
+        ConfigError: it is no run directory, or `keep` no policy that can be written down.
+        RecordError: a record in it cannot be read.
+    """
+    run_directory = RunDirectory(directory)
+    run = run_directory.open_run()
+    policy = as_keep("prune", keep) or policy_from_json(run.policy)
+    if keep is not None and any(
+        isinstance(leaf, Opaque) for leaf in leaves(policy_from_json(policy_to_json(policy)))
+    ):
+        raise ConfigError(f"prune: {policy} is a function, of which other processes know nothing")
+    situation = Situation(run_directory.complete_records(), run, policy, {})
+    kept = situation.kept_by(policy)
+    history = [candidate(record) for record in situation.readable]
+    leaving = [r for r in situation.readable if r.step not in kept]
+    few = len(leaving) <= _EXPLAINED
+    goes = [
+        Goes(
+            r.step,
+            explain(policy, history, r.step) if few else f"{policy} does not keep it",
+            r.bytes,
+            ["local", *sorted(r.copies)],
+        )
+        for r in leaving
+    ]
+    return PrunePlan(policy, goes, kept)
