@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ckpt_callbacks.bucket import is_bucket
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.manifest import seal, verify
@@ -34,8 +35,9 @@ GROUP = "ckpt_callbacks.addresses"
 
 
 def is_address(source: object) -> bool:
-    """Return whether `source` is an address in a tracker and not a path."""
-    return isinstance(source, str) and re.match(r"[a-z][a-z0-9_-]+:", source) is not None
+    """Return whether `source` is an address in a tracker, and no path or place in a bucket."""
+    matches = isinstance(source, str) and re.match(r"[a-z][a-z0-9_-]+:", source) is not None
+    return matches and not is_bucket(source)
 
 
 def fetch(
@@ -103,10 +105,9 @@ def take_over(
         return resume
     if directory.read_run() is not None:
         return "last"
-    there = [int(p.name) for p in directory.root.iterdir() if p.name.isdecimal()]
-    if foreign := [step for step in there if directory.read_record(step) is None]:
+    if foreign := [step for step in directory.folders() if directory.read_record(step) is None]:
         raise ConfigError(
-            f"{directory.root} holds checkpoints that were not saved by ckpt_callbacks "
+            f"{directory} holds checkpoints that were not saved by ckpt_callbacks "
             f"(steps {', '.join(map(str, foreign))}): choose another directory"
         )
     into = directory.trash / "taken-over"
@@ -123,11 +124,10 @@ def take_over(
     verify(into, record.files)
     seal(into)
     directory.write_record(replace(record, copies={}, lost=False))
-    directory.to_trash(record.step)  # of a start that was killed here
-    into.rename(directory.path(record.step))
+    directory.take_in(record.step, into)
     # Last: until it is there, the next start does all of this again.
     directory.write_run(RunFile(record.owner, policy_to_json(keep)))
     logger.warning(
-        "%s is new: the run of %s goes on there, after step %d", directory.root, resume, record.step
+        "%s is new: the run of %s goes on there, after step %d", directory, resume, record.step
     )
     return "last"

@@ -68,7 +68,7 @@ def info_of(
     reading = config is None
     return RunInfo(
         run_id=run.run_id,
-        name=directory.root.name,
+        name=directory.name,
         config=config or {},
         scratch=directory.meta / "stores" / store if reading else directory.scratch(store),
         remembered={k: v for k, v in run.stores.get(store, {}).items() if k != "title"},

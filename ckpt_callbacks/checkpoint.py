@@ -6,6 +6,7 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
+from ckpt_callbacks.bucket import is_bucket, require_client
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.policy import KeepPolicy, SavePolicy, as_policy, leaves
 
@@ -20,7 +21,8 @@ class OrbaxCheckpoint:
     """Checkpoints of a run, in a directory that Orbax's own readers can open.
 
     Args:
-        directory: the run directory. It is created if need be and used by one run at a time.
+        directory: the run directory. It is created if need be and used by one run at a time. It may
+            be in object storage, such as `s3://bucket/runs/digits` or `gs://…`.
         save: when to save, such as `EveryNSteps(50)`, a save-decision policy of Orbax, or a
             function (see `Custom`).
         keep: what to keep, such as `LatestN(2) | BestN(2, "val_accuracy", mode="max")`, a
@@ -46,10 +48,12 @@ class OrbaxCheckpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.directory, str | os.PathLike) or not str(self.directory):
             raise ConfigError(f"OrbaxCheckpoint: directory must be a path, not {self.directory!r}")
-        if "://" in str(self.directory):
+        if is_bucket(self.directory):
+            require_client("OrbaxCheckpoint", str(self.directory))
+        elif "://" in str(self.directory):
             raise ConfigError(
-                f"OrbaxCheckpoint: {self.directory!s} is an address; only local directories are "
-                "supported"
+                f"OrbaxCheckpoint: {self.directory!s} is an address; only local directories and "
+                "those at s3:// and gs:// are supported"
             )
         for option, kind, example in (
             ("save", SavePolicy, "EveryNSteps(50)"),

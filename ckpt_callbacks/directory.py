@@ -21,19 +21,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from ckpt_callbacks import orbax_io
 from ckpt_callbacks.errors import ConfigError, DirectoryLocked, NewerFormat, RecordError
 from ckpt_callbacks.failpoints import hit
-from ckpt_callbacks.manifest import fsync
+from ckpt_callbacks.manifest import damage, fsync, seal, verify
 from ckpt_callbacks.record import (
+    File,
     Gone,
     Record,
     RunFile,
@@ -49,7 +52,10 @@ if sys.platform == "win32":
     raise ConfigError("ckpt_callbacks needs POSIX file locks and hard links: use Linux or macOS")
 import fcntl
 
-__all__ = ["RunDirectory", "replace_text"]
+if TYPE_CHECKING:
+    from ckpt_callbacks.paths import Selection
+
+__all__ = ["Listed", "RunDirectory", "replace_text"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -65,10 +71,12 @@ _owned_mutex = threading.Lock()
 os.register_at_fork(after_in_child=_owned.clear)
 
 
-class _Listed(NamedTuple):
+class Listed(NamedTuple):
+    """What tells a record from each other one that has been there."""
+
     step: int
     inode: int
-    changed: int
+    changed: int | str
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -92,14 +100,29 @@ def replace_text(path: Path, text: str) -> None:
 class RunDirectory:
     """One run directory. Reading needs no lock; whoever writes calls `acquire` first."""
 
+    kind = "local"
+    """What people call such a place."""
+    interval = 0.25
+    """Seconds between two looks at what other processes ask."""
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        if re.match(r"(s3|gs|gcs|memory):/", str(root)):
+            raise ConfigError(f"{root} is an address as text, and a local directory is needed here")
         # Orbax wants absolute paths, and the loop may change its working directory.
         self.root = Path(root).expanduser().absolute()
+        self.name = self.root.name
         self.meta = self.root / ".ckpt_callbacks"
         self.records = self.meta / "records"
         self.trash = self.meta / "trash"
         self.damaged = self.meta / "damaged"
         self.inbox = self.meta / "inbox"
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def address(self, step: int) -> str:
+        """Return where others find the checkpoint of `step`."""
+        return str(self.path(step))
 
     def path(self, step: int) -> Path:
         """Return where the checkpoint of `step` is or will be."""
@@ -132,7 +155,7 @@ class RunDirectory:
                 # Of two brief ones the second sees to its own waiting.
                 if brief or self.is_taken() or time.monotonic() > deadline:
                     raise
-                time.sleep(0.05)
+                time.sleep(self.interval / 5)
             else:
                 return
 
@@ -144,7 +167,7 @@ class RunDirectory:
                 self._lock()
         except OSError as error:
             raise ConfigError(
-                f"cannot write to the run directory {self.root}: {error.strerror}; "
+                f"cannot write to the run directory {self}: {error.strerror}; "
                 "choose another directory, or change its permissions"
             ) from error
         me = {"host": os.uname().nodename, "pid": os.getpid(), "since": time.time()}
@@ -159,7 +182,7 @@ class RunDirectory:
     def _lock(self) -> None:
         real = self.root.resolve()
         if real in _owned:  # record locks do not exclude within one process
-            raise DirectoryLocked(f"{self.root} is in use by another run of this process")
+            raise DirectoryLocked(f"{self} is in use by another run of this process")
         # Opened by its owner only: closing any other handle to the file would drop the lock.
         # A record lock, because a plain flock survives in forked children.
         lock = (self.meta / "lock").open("a")
@@ -168,7 +191,7 @@ class RunDirectory:
         except OSError as error:
             lock.close()
             raise DirectoryLocked(
-                f"{self.root} is in use by {self._owner()}: wait until it ends, "
+                f"{self} is in use by {self._owner()}: wait until it ends, "
                 "or choose another directory"
             ) from error
         _owned[real] = lock
@@ -240,23 +263,18 @@ class RunDirectory:
             from ckpt_callbacks.nearby import nearby
 
             raise ConfigError(
-                f"{self.root} is no run directory: it has no .ckpt_callbacks{nearby(self.root)}"
+                f"{self} is no run directory: it has no .ckpt_callbacks{nearby(self.root)}"
             )
         return run
 
     def read_run(self) -> RunFile | None:
         """Return the content of `run.json`, or `None` where no run ever started."""
-        path = self.meta / "run.json"
-        try:
-            return run_from_json(path.read_text(encoding="utf-8"), str(path))
-        except FileNotFoundError:
-            return None
-        except UnicodeDecodeError as error:
-            raise RecordError(f"{path} is damaged: {error}") from error
+        text = self._read("run.json")
+        return None if text is None else run_from_json(text, self._where("run.json"))
 
     def write_run(self, run: RunFile) -> None:
         """Replace `run.json`."""
-        replace_text(self.meta / "run.json", run_to_json(run))
+        self._replace("run.json", run_to_json(run))
 
     def read_record(self, step: int) -> Record | None:
         """Return the record of a step, or `None` if it has none.
@@ -264,17 +282,12 @@ class RunDirectory:
         Raises:
             RecordError: it is damaged, or of a newer format.
         """
-        path = f"{self.records}/{step}.json"
-        try:
-            # There may be thousands, and a `Path` takes twice the time.
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-                record = record_from_json(file.read().decode(), path)
-        except FileNotFoundError:
+        name = f"records/{step}.json"
+        if (text := self._read(name)) is None:
             return None
-        except UnicodeDecodeError as error:
-            raise RecordError(f"{path} is damaged: {error}") from error
+        record = record_from_json(text, self._where(name))
         if record.step != step:
-            raise RecordError(f"{path} is the record of step {record.step}")
+            raise RecordError(f"{self._where(name)} is the record of step {record.step}")
         return record
 
     def read_records(
@@ -322,7 +335,7 @@ class RunDirectory:
         Between a reader's listing and its reading the owner may save a step and evict the one
         before. So a reader looks again, until nothing was changed while it read.
         """
-        seen: dict[_Listed, Record | RecordError | None] = {}
+        seen: dict[Listed, Record | RecordError | None] = {}
         while True:
             listing = self._listing()
             for listed in listing - seen.keys():
@@ -338,16 +351,16 @@ class RunDirectory:
             if self._listing() == listing:
                 return found
 
-    def _listing(self) -> set[_Listed]:
-        """Return what tells a record from each other one that has been there."""
-        listing: set[_Listed] = set()
+    def _listing(self) -> set[Listed]:
+        """Return what records there are."""
+        listing: set[Listed] = set()
         with suppress(FileNotFoundError), os.scandir(self.records) as entries:
             for entry in entries:
                 step, _, suffix = entry.name.partition(".")
                 if step.isdecimal() and suffix == "json":
                     with suppress(FileNotFoundError):  # its owner removed it just now
                         stat = entry.stat()
-                        listing.add(_Listed(int(step), stat.st_ino, stat.st_mtime_ns))
+                        listing.add(Listed(int(step), stat.st_ino, stat.st_mtime_ns))
         return listing
 
     def is_readable(self, record: Record) -> bool:
@@ -357,11 +370,11 @@ class RunDirectory:
 
     def write_record(self, record: Record) -> None:
         """Replace the record of a step."""
-        replace_text(self.records / f"{record.step}.json", record_to_json(record))
+        self._replace(f"records/{record.step}.json", record_to_json(record))
 
     def remove_record(self, step: int) -> None:
         """Forget a step."""
-        (self.records / f"{step}.json").unlink(missing_ok=True)
+        self._remove(f"records/{step}.json")
 
     def log_evicted(self, gone: Gone) -> None:
         """Remember a checkpoint that was evicted."""
@@ -375,19 +388,125 @@ class RunDirectory:
 
     def read_evicted(self) -> list[Gone]:
         """Return the checkpoints that were evicted, oldest first; damaged lines are left out."""
-        path = self.meta / "evicted.jsonl"
-        lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         evicted: list[Gone] = []
-        for line in lines:
+        for line in self._evicted_text().splitlines():
             with suppress(RecordError):
-                evicted.append(gone_from_json(line, str(path)))
+                evicted.append(gone_from_json(line, self._where("evicted.jsonl")))
         return evicted
 
+    def _evicted_text(self) -> str:
+        path = self.meta / "evicted.jsonl"
+        return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    # The small files, which a directory elsewhere has elsewhere
+
+    def _where(self, name: str) -> str:
+        return str(self.meta / name)
+
+    def _read(self, name: str) -> str | None:
+        """Return the text of a small file, or `None` where there is none."""
+        try:
+            # There may be thousands, and a `Path` takes twice the time.
+            with open(f"{self.meta}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+                return file.read().decode()
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{self._where(name)} is damaged: {error}") from error
+
+    def _replace(self, name: str, text: str) -> None:
+        replace_text(self.meta / name, text)
+
+    def _remove(self, name: str) -> None:
+        (self.meta / name).unlink(missing_ok=True)
+
+    # What other processes ask
+
+    def post(self, name: str, text: str) -> Path:
+        """Put a request into the inbox, whole or not at all."""
+        self.inbox.mkdir(exist_ok=True)
+        replace_text(self.inbox / name, text)
+        return self.inbox / name
+
+    def posted(self) -> list[str]:
+        """Return the names of the requests, oldest first."""
+        return sorted(p.name for p in self.inbox.iterdir() if p.name[0] != ".")
+
+    def is_posted(self, name: str) -> bool:
+        """Return whether a request is not applied yet."""
+        return (self.inbox / name).exists()
+
+    def read_posted(self, name: str) -> str:
+        """Return the text of a request."""
+        return (self.inbox / name).read_text(encoding="utf-8", errors="replace")
+
+    def withdraw(self, name: str) -> None:
+        """Remove a request."""
+        (self.inbox / name).unlink()
+
     # Checkpoint folders
+
+    def folders(self) -> list[int]:
+        """Return the steps that a folder is named after, in order."""
+        return sorted(int(p.name) for p in self.root.iterdir() if p.name.isdecimal())
+
+    def is_of_others(self) -> bool:
+        """Return whether it is there and no run of ours ever was in it."""
+        return self.root.is_dir() and not self.meta.exists()
+
+    def commit(self, step: int) -> dict[str, File]:
+        """Make what Orbax has committed durable and read-only, and return its files."""
+        return seal(self.path(step))
+
+    def bring(self, record: Record) -> None:
+        """Have the files of a checkpoint at its `path`, for its owner, and check them all.
+
+        Raises:
+            CorruptCheckpoint: one is missing or differs.
+        """
+        verify(self.path(record.step), record.files)
+
+    @contextmanager
+    def lend(
+        self, record: Record, only: Selection | None = None, *, check: bool = True
+    ) -> Iterator[tuple[Path, Mapping[str, File]]]:
+        """Give the files of a checkpoint on this disk while the body runs.
+
+        Args:
+            record: of the checkpoint.
+            only: the leaves that are wanted; other items may be absent.
+            check: whether the files are to be checked.
+
+        Yields:
+            Where they are, and those of them that the caller has to check.
+        """
+        yield self.path(record.step), record.files if check else {}
+
+    def damage(self, record: Record) -> Iterator[str]:
+        """Yield what is wrong with each damaged file of a checkpoint."""
+        yield from damage(self.path(record.step), record.files)
+
+    def take_in(self, step: int, whole: Path) -> None:
+        """Let a checkpoint that came from elsewhere be that of `step`."""
+        self.to_trash(step)  # of a start that was killed here
+        whole.rename(self.path(step))
+
+    def put_in_place(self, step: int, whole: Path) -> None:
+        """Let a checkpoint that came from elsewhere take the place of a damaged one."""
+        path = self.path(step)
+        whole = whole.rename(self.fetched(step))
+        hit("copy-fetched")
+        self.set_aside(path)
+        hit("damage-set-aside")
+        whole.rename(path)
 
     def is_committed(self, step: int) -> bool:
         """Return whether Orbax has committed the step: it renames the folder when all is there."""
         return os.path.isfile(f"{self.root}/{step}/_CHECKPOINT_METADATA")  # noqa: PTH113  # as above
+
+    def saved_by(self, step: int) -> object:
+        """Return the id of the run that saved a committed checkpoint, by its own metadata."""
+        return orbax_io.metadata(self.path(step)).get("run")
 
     def remove_uncommitted(self, step: int) -> None:
         """Remove what a save that did not commit left behind."""
@@ -412,7 +531,7 @@ class RunDirectory:
         """Return the folder of a checkpoint that came from elsewhere and is whole."""
         return self.trash / f"{step}-fetched"
 
-    def set_aside(self, path: Path) -> Path:
+    def set_aside(self, path: Path) -> Path | str:
         """Move a damaged file or folder to where nothing reads it and nothing removes it."""
         self.damaged.mkdir(exist_ok=True)
         target = self.damaged / f"{path.name}-{time.time_ns()}"

@@ -50,7 +50,7 @@ def _naming(directory: RunDirectory) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, CkptCallbacksError):
             raise
-        raise ConfigError(f"cannot write to the run directory {directory.root}: {error}") from error
+        raise ConfigError(f"cannot write to the run directory {directory}: {error}") from error
 
 
 class Engine:
@@ -182,7 +182,7 @@ class Engine:
             logger.warning(
                 "the keep policy of %s was changed to %s. Once a newer checkpoint is complete "
                 "everywhere, these go: %s",
-                self.directory.root,
+                self.directory,
                 self.ledger.policy,
                 "; ".join(f"step {step} ({reason})" for step, reason in leaving.items()),
             )
@@ -245,8 +245,8 @@ class Engine:
                 "it, or: ckpt-callbacks sync %s",
                 store.title,
                 unsent[store.name],
-                self.directory.root,
-                shlex.quote(str(self.directory.root)),
+                self.directory,
+                shlex.quote(str(self.directory)),
             )
 
     def _announce(self, request: Request) -> None:

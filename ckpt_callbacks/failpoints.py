@@ -53,6 +53,8 @@ POINTS = (
     "request-begins",
     "request-applied",
     "request-removed",
+    "objects-sent",
+    "objects-removed",
 )
 """All names, in about the order in which a run meets them."""
 

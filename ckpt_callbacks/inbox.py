@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_callbacks.directory import RunDirectory, replace_text
+from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CkptCallbacksError, NewerFormat, RecordError
 from ckpt_callbacks.failpoints import hit
 
@@ -36,8 +36,6 @@ __all__ = [
 
 logger = logging.getLogger("ckpt_callbacks")
 
-INTERVAL = 0.25
-"""Seconds between two looks into the inbox."""
 _attended: dict[Path, threading.Thread] = {}
 """The inboxes of this process that are looked into, and the thread that does."""
 FORMAT = 2
@@ -86,10 +84,9 @@ Request = Measured | Pinned | Named | Pruned
 
 def submit(directory: RunDirectory, request: Request) -> Path:
     """Put a request into the inbox and return its file, which the owner removes once applied."""
-    directory.inbox.mkdir(exist_ok=True)
     # In the order in which they were asked, as far as clocks agree.
-    path = directory.inbox / f"{time.time_ns():020d}-{os.urandom(16).hex()}.json"
-    replace_text(path, _to_json(request))
+    name = f"{time.time_ns():020d}-{os.urandom(16).hex()}.json"
+    path = directory.post(name, _to_json(request))
     hit("request-written")
     return path
 
@@ -101,7 +98,7 @@ def is_attended(directory: RunDirectory) -> bool:
 
 
 class Inbox:
-    """Applies requests, on a thread of its own, every quarter of a second.
+    """Applies requests, on a thread of its own, every quarter of a second on a local disk.
 
     Args:
         directory: the owner's.
@@ -140,8 +137,7 @@ class Inbox:
 
     def look(self) -> None:
         """Apply what is in the inbox, oldest first."""
-        names = sorted(p.name for p in self._directory.inbox.iterdir() if p.name[0] != ".")
-        for name in names:
+        for name in self._directory.posted():
             if name not in self._done:
                 self._take(self._directory.inbox / name)
 
@@ -149,7 +145,7 @@ class Inbox:
         hit("request-begins")
         request = None
         try:
-            request = _from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+            request = _from_json(self._directory.read_posted(path.name), str(path))
         except (NewerFormat, OSError) as error:  # of another version, or no file at all
             logger.error("%s; it is left alone", error)
             self._done.add(path.name)
@@ -167,13 +163,13 @@ class Inbox:
                 logger.error("the request %s is dropped: %s", path.name, error)
             hit("request-applied")
             self._done.add(path.name)  # even if it can not be removed
-            path.unlink()
+            self._directory.withdraw(path.name)
         hit("request-removed")
 
     def _run(self) -> None:
         complaint = ""
         while True:
-            last = self._stop.wait(INTERVAL)
+            last = self._stop.wait(self._directory.interval)
             try:
                 self.look()
                 complaint = ""

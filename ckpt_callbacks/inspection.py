@@ -15,11 +15,11 @@ from ckpt_callbacks import orbax_io
 from ckpt_callbacks.addresses import is_address
 from ckpt_callbacks.catalog import addresses_of
 from ckpt_callbacks.contents import Contents
-from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.leaves import Leaf
 from ckpt_callbacks.manifest import files_in
 from ckpt_callbacks.paths import Path, show
 from ckpt_callbacks.record import File, Record
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.report import checkpoints, size
 from ckpt_callbacks.sources import visit
 from ckpt_callbacks.stores import Store
@@ -119,7 +119,7 @@ def inspect(
         return _inspected(str(source), path, record, files)
 
     found = visit("inspect", source, which, reader, stores=stores)
-    if is_address(source) or not (run := RunDirectory(source).read_run()):
+    if is_address(source) or not (run := open_directory(source).read_run()):
         return found
     found = replace(found, config=run.config)
     row = next((row for row in checkpoints(source) if row.step == found.step), None)

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ class Ledger:
     def overview(self, store: str) -> Overview:
         """Return what a store holds, for people."""
         with self._mutex:
-            return self.situation.overview(store, self.directory.root.name, self._gone)
+            return self.situation.overview(store, self.directory.name, self._gone)
 
     def with_history(self, overview: Overview) -> Overview:
         """Return an overview with what happened so far, which is read from its files."""
@@ -187,8 +187,11 @@ class Ledger:
         return replace(overview, history=history, evicted=self.directory.read_evicted())
 
     @contextmanager
-    def reading(self, step: int, store: str) -> Iterator[Checkpoint | None]:
-        """Hold a step in the directory while a store reads it; `None` if it is gone."""
+    def reading(self, step: int, store: str, *, files: bool = True) -> Iterator[Checkpoint | None]:
+        """Hold a step in the directory while a store reads it; `None` if it is gone.
+
+        Without `files` those may be elsewhere, such as in object storage.
+        """
         with self._mutex:
             self._check_open()
             record = self._records.get(step)
@@ -201,17 +204,19 @@ class Ledger:
             yield None
             return
         try:
-            yield Checkpoint(
-                run_id=self.run_id,
-                step=step,
-                path=self.directory.path(step),
-                metrics=record.metrics,
-                files=record.files,
-                digest=tree_digest(record.files),
-                reason=self.decision().kept.get(step, ""),
-                time=record.time,
-                manifest=record_to_json(replace(record, copies={})),
-            )
+            with self.directory.lend(record) if files else nullcontext():
+                yield Checkpoint(
+                    run_id=self.run_id,
+                    step=step,
+                    path=self.directory.path(step),
+                    metrics=record.metrics,
+                    files=record.files,
+                    digest=tree_digest(record.files),
+                    reason=self.decision().kept.get(step, ""),
+                    time=record.time,
+                    manifest=record_to_json(replace(record, copies={})),
+                    address=self.directory.address(step),
+                )
         finally:
             with self._mutex:
                 self._leases[step] -= 1
@@ -539,7 +544,7 @@ class Ledger:
 
     def _check_open(self) -> None:
         if self._closed:  # a worker that outlived the drain limit
-            raise UsageError(f"{self.directory.root} was released; nothing more is recorded")
+            raise UsageError(f"{self.directory} was released; nothing more is recorded")
 
     def _write(self, record: Record) -> None:
         with self._mutex:

@@ -16,6 +16,7 @@ from ckpt_callbacks.record import File
 
 __all__ = [
     "damage",
+    "difference",
     "digest_of",
     "files_in",
     "fsync",
@@ -104,27 +105,40 @@ def verify(root: Path, files: Mapping[str, File], only: Collection[str] | None =
 
 
 def damage(
-    root: Path, files: Mapping[str, File], only: Collection[str] | None = None
+    root: Path,
+    files: Mapping[str, File],
+    only: Collection[str] | None = None,
+    *,
+    where: str | None = None,
 ) -> Iterator[str]:
-    """Yield what is wrong with each damaged file; the arguments are those of `verify`."""
+    """Yield what is wrong with each damaged file; the arguments are those of `verify`.
+
+    `where` is what the text has for `root`, which may be a copy.
+    """
     for name, expected in files.items():
         top, _, rest = name.partition("/")
         if only is not None and rest and top not in only:
             continue
         path = root / name
+        shown = path if where is None else f"{where}/{name}"
         try:
             found = File(path.stat().st_size, "")
             if found.size == expected.size:
                 found = File(found.size, digest_of(path))
         except OSError as error:
-            yield f"{path} cannot be read: {error.strerror}"
+            yield f"{shown} cannot be read: {error.strerror}"
             continue
         if found != expected:
-            what = "size" if found.size != expected.size else "digest"
-            yield (
-                f"{path} is damaged: its {what} is {getattr(found, what)}, "
-                f"but {getattr(expected, what)} was recorded when it was saved"
-            )
+            yield difference(str(shown), found, expected)
+
+
+def difference(where: str, found: File, expected: File) -> str:
+    """Return what is wrong with a file that differs from its record."""
+    what = "size" if found.size != expected.size else "digest"
+    return (
+        f"{where} is damaged: its {what} is {getattr(found, what)}, "
+        f"but {getattr(expected, what)} was recorded when it was saved"
+    )
 
 
 def link_tree(source: Path, target: Path, names: Collection[str] | None = None) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ckpt_callbacks import formats, orbax_io
 from ckpt_callbacks.addresses import is_address
+from ckpt_callbacks.bucket import is_bucket
 from ckpt_callbacks.contents import Contents
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError
 from ckpt_callbacks.manifest import tree_digest
@@ -72,7 +73,8 @@ def opened(
         there = of_state(source)
         chosen = _chosen(owner, leaves_of(source).keys(), there, only, "the state")
         return use({at: x for at, x in there.items() if at in chosen}, {})
-    if name := None if is_address(source) else _format(owner, FilePath(source)):
+    elsewhere = is_address(source) or is_bucket(source)
+    if name := None if elsewhere else _format(owner, FilePath(source)):
         _no_which(owner, str(source), which)
         path = FilePath(source).expanduser()
         if name == "equinox" and like is not None:

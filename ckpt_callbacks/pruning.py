@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.policy import KeepPolicy, as_keep, leaves
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.retention import Opaque, explain, policy_from_json, policy_to_json
 from ckpt_callbacks.situation import Situation, candidate
 
@@ -55,7 +55,7 @@ def plan_prune(directory: str | os.PathLike[str], keep: KeepPolicy | None = None
         ConfigError: it is no run directory, or `keep` no policy that can be written down.
         RecordError: a record in it cannot be read.
     """
-    run_directory = RunDirectory(directory)
+    run_directory = open_directory(directory)
     run = run_directory.open_run()
     policy = as_keep("prune", keep) or policy_from_json(run.policy)
     if keep is not None and any(
@@ -72,7 +72,7 @@ def plan_prune(directory: str | os.PathLike[str], keep: KeepPolicy | None = None
             r.step,
             explain(policy, history, r.step) if few else f"{policy} does not keep it",
             r.bytes,
-            ["local", *sorted(r.copies)],
+            [run_directory.kind, *sorted(r.copies)],
         )
         for r in leaving
     ]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_callbacks import orbax_io
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import (
     CheckpointNotFound,
@@ -20,7 +19,6 @@ from ckpt_callbacks.errors import (
     CorruptCheckpoint,
     UsageError,
 )
-from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal, verify
 from ckpt_callbacks.policy import Resume
@@ -54,7 +52,7 @@ def recover(ledger: Ledger) -> None:
     for step, record in ledger.records().items():
         committed = directory.is_committed(step)
         if record.state == "saving" and record.logged and committed:
-            ledger.completed(step, seal(directory.path(step)))
+            ledger.completed(step, directory.commit(step))
         elif record.state == "saving":
             directory.remove_uncommitted(step)
             directory.to_trash(step)
@@ -83,7 +81,7 @@ def _find_lost(ledger: Ledger) -> bool:
         ledger.lost(step, lost=not there)
         if not there:
             found = True
-            logger.warning("step %d was removed from %s by somebody else", step, directory.root)
+            logger.warning("step %d was removed from %s by somebody else", step, directory)
     return found
 
 
@@ -94,12 +92,11 @@ def _adopt(ledger: Ledger) -> None:
         ConfigError: there are checkpoints that this run did not save.
     """
     directory = ledger.directory
-    names = [p.name for p in directory.root.iterdir() if p.name.isdecimal()]
-    unknown = sorted(int(name) for name in names if ledger.record(int(name)) is None)
+    unknown = [step for step in directory.folders() if ledger.record(step) is None]
     foreign: list[int] = []
     for step in filter(directory.is_committed, unknown):
-        if orbax_io.metadata(directory.path(step)).get("run") == ledger.run_id:
-            ledger.adopt(step, seal(directory.path(step)))
+        if directory.saved_by(step) == ledger.run_id:
+            ledger.adopt(step, directory.commit(step))
         else:
             foreign.append(step)
     _refuse(directory, foreign)
@@ -111,15 +108,14 @@ def refuse_others(directory: RunDirectory) -> None:
     Raises:
         ConfigError: it holds checkpoints, and no run of ours.
     """
-    if directory.root.is_dir() and not directory.meta.exists():
-        steps = sorted(int(p.name) for p in directory.root.iterdir() if p.name.isdecimal())
-        _refuse(directory, list(filter(directory.is_committed, steps)))
+    if directory.is_of_others():
+        _refuse(directory, list(filter(directory.is_committed, directory.folders())))
 
 
 def _refuse(directory: RunDirectory, steps: list[int]) -> None:
     if steps:
         raise ConfigError(
-            f"{directory.root} holds checkpoints that were not saved by ckpt_callbacks "
+            f"{directory} holds checkpoints that were not saved by ckpt_callbacks "
             f"(steps {', '.join(map(str, steps))}): choose another directory, into which "
             "cc.adopt can take them"
         )
@@ -147,8 +143,7 @@ def choose(
     if newest is None:
         if isinstance(resume, int):
             raise CheckpointNotFound(
-                f"{ledger.directory.root} holds no checkpoint, so a run can not go on from step "
-                f"{resume}"
+                f"{ledger.directory} holds no checkpoint, so a run can not go on from step {resume}"
             )
         return None
     if resume == "last":
@@ -177,20 +172,20 @@ def _named(ledger: Ledger, resume: Resume) -> Record | None:
     there = ledger.steps()
     if step not in there:
         raise CheckpointNotFound(
-            f"{ledger.directory.root} has no checkpoint {resume!r} to go on from; it has steps "
+            f"{ledger.directory} has no checkpoint {resume!r} to go on from; it has steps "
             f"{', '.join(map(str, there))}"
         )
     return ledger.record(step)
 
 
 def _choices(ledger: Ledger, step: int, newer: list[int]) -> str:
-    root = ledger.directory.root
+    root = str(ledger.directory)
     what = f"go on from step {step}" if step >= 0 else "start over"
     return (
         f"a run in {root} can not {what}: it holds newer checkpoints (steps "
         f"{', '.join(map(str, newer))}). Go on from the newest with resume='last', or give "
         "discard_newer=True once to remove the newer ones everywhere, or choose a new directory"
-        + (f" and start from cc.restore({str(root)!r}, like=state, which={step})" * (step >= 0))
+        + (f" and start from cc.restore({root!r}, like=state, which={step})" * (step >= 0))
     )
 
 
@@ -231,20 +226,15 @@ def _ensure_whole(ledger: Ledger, record: Record, repair: Repair) -> None:
         CorruptCheckpoint: it is damaged, and no true copy is to be had.
     """
     directory = ledger.directory
-    path = directory.path(record.step)
     try:
-        verify(path, record.files)
+        directory.bring(record)
     except CorruptCheckpoint as error:
         new = directory.fetching(record.step)
         if not repair(record, new):
             raise
         logger.error("%s. It is repaired from another copy", error)
         seal(new)
-        whole = new.rename(directory.fetched(record.step))
-        hit("copy-fetched")
-        directory.set_aside(path)
-        hit("damage-set-aside")
-        whole.rename(path)
+        directory.put_in_place(record.step, new)
 
 
 def copy_from(stores: Iterable[tuple[Store, RunInfo]], record: Record, into: Path) -> bool:

@@ -12,6 +12,7 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.policy import Candidate, KeepPolicy, as_step
 from ckpt_callbacks.record import Copy, Record, RunFile
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.retention import Decision, decide, explain, policy_from_json, ranked_metrics
 from ckpt_callbacks.text import as_text, counted, listed, suggestion
 
@@ -36,7 +37,8 @@ class CheckpointInfo:
     reason: str
     """Why it is kept; empty for one that is on its way out."""
     where: list[str]
-    """`local`, and each store with the state of its copy unless it is confirmed."""
+    """`local`, or `s3` or `gs` for a directory there, and each store with the state of its copy
+    unless it is confirmed."""
     aliases: list[str]
     bytes: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +123,7 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
         ConfigError: `directory` is no run directory.
         RecordError: a record in it cannot be read.
     """
-    run_directory = RunDirectory(directory)
+    run_directory = open_directory(directory)
     run = run_directory.open_run()
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
@@ -133,9 +135,9 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
         names.setdefault(step, []).append(name)
     rows: list[CheckpointInfo] = []
     for step, record in records.items():
-        where = ["local"] if step in here else []
+        where = [run_directory.kind] if step in here else []
         if record.state == "complete" and not where:
-            where = ["local (missing)"]
+            where = [f"{run_directory.kind} (missing)"]
         for name, copy in sorted(record.copies.items()):
             title = titles.get(name, name)
             where.append(title if copy.state == "confirmed" else f"{title} ({copy.state})")
@@ -177,7 +179,8 @@ def find(directory: str | os.PathLike[str], which: int | str = "last") -> Checkp
         RecordError: a record in it cannot be read.
     """
     which = which if isinstance(which, str) else as_step("find", which)
-    rows = [row for row in checkpoints(directory) if row.reason and row.where[:1] == ["local"]]
+    here = [open_directory(directory).kind]
+    rows = [row for row in checkpoints(directory) if row.reason and row.where[:1] == here]
     for row in rows:
         if which == row.step or which in row.aliases:
             return row
@@ -197,7 +200,7 @@ def why(directory: str | os.PathLike[str], which: int | str) -> Why:
         CheckpointNotFound: the run never saved that step, or has no such alias.
         RecordError: a record in it cannot be read.
     """
-    run_directory = RunDirectory(directory)
+    run_directory = open_directory(directory)
     run = run_directory.open_run()
     policy = policy_from_json(run.policy)
     records = run_directory.read_records()
@@ -206,7 +209,7 @@ def why(directory: str | os.PathLike[str], which: int | str) -> Why:
     names = sorted(decision.aliases)
     if isinstance(which, str) and which not in names:
         raise CheckpointNotFound(
-            f"{run_directory.root} has no checkpoint {which!r}; it has "
+            f"{run_directory} has no checkpoint {which!r}; it has "
             f"{', '.join(names) or 'no aliases'}{suggestion(which, names)}"
         )
     step = decision.aliases[which] if isinstance(which, str) else which
@@ -219,7 +222,7 @@ def why(directory: str | os.PathLike[str], which: int | str) -> Why:
     if step in records:
         return Why(step, records[step].state, records[step].discarded)
     raise CheckpointNotFound(
-        f"{run_directory.root} never had a step {step}; it has {listed(list(records))}"
+        f"{run_directory} never had a step {step}; it has {listed(list(records))}"
         f"{suggestion(step, (), list(records))}"
     )
 

@@ -21,6 +21,7 @@ from ckpt_callbacks.inbox import Measured, Named, Pinned, Pruned, Request, is_at
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.policy import KeepPolicy, as_step
 from ckpt_callbacks.pruning import PrunePlan, plan_prune
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.retention import policy_from_json, policy_to_json
 from ckpt_callbacks.stores import Store
 from ckpt_callbacks.text import listed, suggestion
@@ -68,7 +69,7 @@ def report_metrics(
     if problems:
         raise ConfigError(f"report_metrics: {'; '.join(problems.values())}")
     request = Measured(as_step("report_metrics", step), values, time.time())
-    return _ask(RunDirectory(directory), request, stores, timeout)
+    return _ask(open_directory(directory), request, stores, timeout)
 
 
 def pin(
@@ -86,7 +87,7 @@ def pin(
         ConfigError: it is no run directory.
         CheckpointNotFound: it holds no such step.
     """
-    step, run_directory = as_step("pin", step), RunDirectory(directory)
+    step, run_directory = as_step("pin", step), open_directory(directory)
     run_directory.open_run()
     _check_there(run_directory, step, "to pin")
     return _ask(run_directory, Pinned(step, pinned=True), stores, timeout)
@@ -110,7 +111,7 @@ def unpin(
         ConfigError: it is no run directory.
     """
     request = Pinned(as_step("unpin", step), pinned=False)
-    return _ask(RunDirectory(directory), request, stores, timeout)
+    return _ask(open_directory(directory), request, stores, timeout)
 
 
 def promote(
@@ -130,7 +131,7 @@ def promote(
         ConfigError: it is no run directory, or `alias` can not be an alias in all stores.
         CheckpointNotFound: it holds no such step.
     """
-    step, run_directory = as_step("promote", step), RunDirectory(directory)
+    step, run_directory = as_step("promote", step), open_directory(directory)
     if not _ALIAS.fullmatch(alias):
         raise ConfigError(
             f"promote: an alias is a letter and letters, digits, '_' or '-', not {alias!r}"
@@ -187,7 +188,7 @@ def carry_out(
     The arguments and the result are those of `report_metrics`.
     """
     request = Pruned([gone.step for gone in plan.goes], policy_to_json(plan.keep))
-    return _ask(RunDirectory(directory), request, stores, timeout)
+    return _ask(open_directory(directory), request, stores, timeout)
 
 
 def sync(
@@ -213,7 +214,7 @@ def sync(
         ConfigError: it is no run directory.
         DirectoryLocked: a run is going on there, which sends everything itself.
     """
-    run_directory, deadline = RunDirectory(directory), time.monotonic() + timeout
+    run_directory, deadline = open_directory(directory), time.monotonic() + timeout
     run = run_directory.open_run()
     there = stores_of(run) if stores is None else stores
     lacking = {store.name: what for store in there if (what := store.missing())}
@@ -229,7 +230,7 @@ def sync(
             # Another one that is there for a moment only, such as to pin a step, is waited for.
             if run_directory.is_taken() or time.monotonic() > deadline:
                 raise DirectoryLocked(
-                    f"there is nothing to sync, since the run in {run_directory.root} sends "
+                    f"there is nothing to sync, since the run in {run_directory} sends "
                     f"everything itself: {error}"
                 ) from error
             time.sleep(_POLL)
@@ -249,7 +250,7 @@ def _ask(
     directory.open_run()  # before anything is written
     path = submit(directory, request)
     deadline = time.monotonic() + timeout
-    while path.exists():
+    while directory.is_posted(path.name):
         try:
             # Before stores are made, which takes a while and is in vain where there is an owner.
             directory.acquire(brief=True)
@@ -262,7 +263,7 @@ def _ask(
             deaf = directory.is_mine and not is_attended(directory)
             if deaf or time.monotonic() > deadline:
                 return False
-            time.sleep(_POLL)
+            time.sleep(max(_POLL, directory.interval / 5))
     return True
 
 

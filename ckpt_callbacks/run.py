@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ckpt_callbacks.artifacts import artifact_name
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.clock import Clock
-from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.engine import Engine
 from ckpt_callbacks.errors import (
     CkptCallbacksWarning,
@@ -35,6 +34,7 @@ from ckpt_callbacks.paths import show
 from ckpt_callbacks.policy import NEVER, Resume, SaveContext, SavePolicy, as_step
 from ckpt_callbacks.preemption import Preemption
 from ckpt_callbacks.reading import compare, read
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.restoring import Weights
 from ckpt_callbacks.state import check, is_abstract, kinds_of, leaves_of
@@ -119,7 +119,7 @@ class Run(Generic[S]):
                 store.entered(items)
                 store.fits(leaves)
             self._engine = engine = Engine(
-                RunDirectory(self._checkpoint.directory),
+                open_directory(self._checkpoint.directory, self._clock),
                 self._checkpoint.keep,
                 self._stores,
                 self._config,
@@ -144,7 +144,8 @@ class Run(Generic[S]):
             if self._engine:
                 self._preemption.start()
             resumed = self.next_step - 1 if self.next_step else None
-            self._hooks.emit(RunStarted(self._directory, resumed, self.next_step))
+            root = self._engine.directory.root if self._engine else None
+            self._hooks.emit(RunStarted(root, resumed, self.next_step))
             if self._engine:
                 self._engine.begin()
             self._raise_stopped()
@@ -205,10 +206,6 @@ class Run(Generic[S]):
         return bool(self._init or self._start_from)
 
     @property
-    def _directory(self) -> Path | None:
-        return RunDirectory(self._checkpoint.directory).root if self._checkpoint else None
-
-    @property
     def state(self) -> S:
         """The state to train: as given, or with the values of the checkpoint to go on from.
 
@@ -234,7 +231,7 @@ class Run(Generic[S]):
             try:
                 state = read(path, state)
             except StateMismatch as error:
-                error.args = (f"{error}\n{_another_start(path.parent)}",)
+                error.args = (f"{error}\n{_another_start(str(self._engine.directory))}",)
                 raise
         elif self._entered:
             state = self._made(state) if self._init else state
@@ -415,9 +412,10 @@ class Run(Generic[S]):
 
     def summary(self) -> Summary:
         """Return what is kept, why and where; print it for a table."""
-        if self._directory is None:
+        if self._checkpoint is None:
             return Summary([], [], [])
-        return summarize(self._directory, [f"{s.title}: {s.hint()}" for s in self._stores])
+        hints = [f"{s.title}: {s.hint()}" for s in self._stores]
+        return summarize(self._checkpoint.directory, hints)
 
     def _latest_step(self) -> Any:
         latest = self._latest
@@ -578,11 +576,11 @@ class Run(Generic[S]):
             raise error
 
 
-def _another_start(root: Path) -> str:
+def _another_start(root: str) -> str:
     """Return what to do where the checkpoint to go on from is of another state."""
     return (
         "To train this state from the start, give the run another directory (start_from=cc.Weights("
-        f"{str(root)!r}, only=…) takes over what fits), or resume=None and discard_newer=True, "
+        f"{root!r}, only=…) takes over what fits), or resume=None and discard_newer=True, "
         "which removes the checkpoints in this one"
     )
 

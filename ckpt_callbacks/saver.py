@@ -21,7 +21,6 @@ from ckpt_callbacks.extras import ahead
 from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
-from ckpt_callbacks.manifest import seal
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.state import capture
 from ckpt_callbacks.timing import Timed, untimed
@@ -200,7 +199,7 @@ class Saver:
                 save.pending.result()
             hit("orbax-committed")
             with self._timed("digests and fsync"):
-                files = seal(path)
+                files = ledger.directory.commit(save.step)
             hit("files-sealed")
             committed = time.monotonic() - save.started - save.waited
             record = ledger.completed(save.step, files, (save.waited, committed))

@@ -19,6 +19,7 @@ from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import Candidate, as_step
 from ckpt_callbacks.record import File, Record
 from ckpt_callbacks.recovery import copy_from
+from ckpt_callbacks.remote import is_bucket, open_directory
 from ckpt_callbacks.retention import policy_from_json, promote
 from ckpt_callbacks.stores import Store
 from ckpt_callbacks.text import listed, suggestion
@@ -52,18 +53,22 @@ def visit(
         which = int(which)
     if isinstance(source, str) and is_address(source):
         return _from_tracker(owner, source, reader, which, only, weights, verify=verify)
-    root = Path(source).expanduser().absolute()
-    if not (root / ".ckpt_callbacks").is_dir():
-        return reader(_of_others(root, which), None, {})
-    directory = RunDirectory(root)
+    if not is_bucket(source):
+        root = Path(source).expanduser().absolute()
+        if not (root / ".ckpt_callbacks").is_dir():
+            return reader(_of_others(root, which), None, {})
+    directory = open_directory(source)
+    if is_bucket(source):
+        directory.open_run()
     which = which if isinstance(which, str) else as_step(owner, which)
-    return _from_run(directory, which, reader, stores, verify=verify)
+    return _from_run(directory, which, reader, only, stores, verify=verify)
 
 
 def _from_run(
     directory: RunDirectory,
     which: int | str,
     reader: Reader[S],
+    only: Selection | None,
     stores: Sequence[Store] | None,
     *,
     verify: bool,
@@ -71,7 +76,8 @@ def _from_run(
     while True:
         record = _resolve(directory, which)
         try:
-            state = reader(directory.path(record.step), record, record.files if verify else {})
+            with directory.lend(record, only, check=verify) as (path, files):
+                state = reader(path, record, files)
         except Exception as error:
             if not _moved_on(directory, record, which):
                 if not isinstance(error, CorruptCheckpoint):
@@ -123,7 +129,7 @@ def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool
     if now and directory.is_readable(now) and now.files == record.files:
         return False
     if which == record.step:
-        raise CheckpointNotFound(f"step {which} of {directory.root} was evicted while it was read")
+        raise CheckpointNotFound(f"step {which} of {directory} was evicted while it was read")
     return True
 
 
@@ -193,7 +199,7 @@ def _resolve(directory: RunDirectory, which: int | str) -> Record:
         if record is None or not directory.is_readable(record):
             steps = list(directory.complete_records())
             raise CheckpointNotFound(
-                f"{directory.root} has no step {which}; it has {listed(steps)}"
+                f"{directory} has no step {which}; it has {listed(steps)}"
                 f"{suggestion(which, (), steps)}"
             )
         return record
@@ -205,7 +211,7 @@ def _resolve(directory: RunDirectory, which: int | str) -> Record:
     aliases |= {n: step for n, step in (run.named if run else {}).items() if step in complete}
     if which not in aliases:
         raise CheckpointNotFound(
-            f"{directory.root} has no checkpoint {which!r}; it has "
+            f"{directory} has no checkpoint {which!r}; it has "
             f"{', '.join(aliases) or 'no aliases'} and steps {listed(list(complete))}"
             f"{suggestion(which, aliases)}"
         )

@@ -94,6 +94,8 @@ class Checkpoint:
     manifest: str = ""
     """Its record as JSON text (`record.record_from_json` reads it). Kept beside the files, it lets
     a machine with an empty disk verify them."""
+    address: str = ""
+    """Where others find it: its path, or where it is in object storage, such as `s3://…/50`."""
 
     @property
     def key(self) -> str:
@@ -194,6 +196,8 @@ class Store(ABC):
     """For people, such as `MLflow`."""
     put_moves_aliases: bool
     """Whether `put` itself moves the aliases it is given."""
+    reads_files: bool = True
+    """Whether `put` reads the files; one that sends their address alone does not."""
     keep: KeepPolicy | None = None
     """Keeps less than the others: of the steps that all keep, those that this policy keeps."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import RecordError
-from ckpt_callbacks.manifest import damage
 from ckpt_callbacks.progress import transfer
 from ckpt_callbacks.record import Record
+from ckpt_callbacks.remote import open_directory
 
 __all__ = ["Problem", "verify"]
 
@@ -34,7 +34,7 @@ def verify(directory: str | os.PathLike[str]) -> list[Problem]:
         ConfigError: it is no run directory.
         RecordError: `run.json` is damaged or of a newer format.
     """
-    run_directory = RunDirectory(directory)
+    run_directory = open_directory(directory)
     run_directory.open_run()
     bad: list[RecordError] = []
     records = run_directory.read_records(on_damage=lambda path, error: bad.append(error))
@@ -49,9 +49,10 @@ def verify(directory: str | os.PathLike[str]) -> list[Problem]:
 def _problems(
     directory: RunDirectory, record: Record, advance: Callable[[int], None]
 ) -> list[Problem]:
-    root, problems = directory.path(record.step), []
+    problems = []
     for name, file in record.files.items():
-        problems += [Problem(record.step, text) for text in damage(root, {name: file})]
+        one = replace(record, files={name: file})
+        problems += [Problem(record.step, text) for text in directory.damage(one)]
         advance(file.size)
     now = directory.read_record(record.step) if problems else None
     same = now and (now.state, now.discarded, now.files) == ("complete", "", record.files)

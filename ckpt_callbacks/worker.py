@@ -287,7 +287,7 @@ class Worker:
         name, ledger = self.store.name, self._ledger
         match action:
             case Publish(step, aliases):
-                with ledger.reading(step, name) as checkpoint:
+                with ledger.reading(step, name, files=self.store.reads_files) as checkpoint:
                     if checkpoint is None:
                         return False
                     hit("publish-begins")

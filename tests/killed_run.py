@@ -1,6 +1,6 @@
 """A short run that saves, evicts, mirrors and logs at every step; to be killed at a failpoint.
 
-python killed_run.py DIRECTORY
+python killed_run.py DIRECTORY [ADDRESS]
 """
 
 import sys
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 import ckpt_callbacks as cc
-from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.inbox import Measured, submit
+from ckpt_callbacks.remote import open_directory
 from folder_store import FolderStore
 
 REPORTED = 3
@@ -19,10 +19,11 @@ SCORES = [0.1, 0.9, 0.3, 0.2, 0.8, 0.4]
 
 def main() -> None:
     root = Path(sys.argv[1])
-    run_directory, notes = RunDirectory(root / "run"), root / "notes.txt"
+    where = sys.argv[2] if len(sys.argv) > 2 else str(root / "run")
+    run_directory, notes = open_directory(where), root / "notes.txt"
     callbacks = cc.Callbacks(
         cc.OrbaxCheckpoint(
-            root / "run",
+            where,
             save=cc.EveryNSteps(1),
             keep=cc.LatestN(1) | cc.BestN(1, "score", mode="max"),
         ),

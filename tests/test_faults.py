@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import ckpt_callbacks as cc
-from ckpt_callbacks import engine, orbax_io, recovery, verification
+from ckpt_callbacks import directory as directories
+from ckpt_callbacks import engine, orbax_io
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.inbox import Pinned, submit
 from ckpt_callbacks.ledger import Ledger
@@ -298,7 +299,7 @@ def test_metrics_of_a_rewound_run_survive_kills_on_the_way(
     sparse(tmp_path, 21)
     with killed_at(monkeypatch, engine, "MetricLog"):  # the records say that the newer steps go
         sparse(tmp_path, 30, offset=100, resume=10, discard_newer=True)
-    with killed_at(monkeypatch, recovery, "verify"):  # and now they are gone
+    with killed_at(monkeypatch, directories, "verify"):  # and now they are gone
         sparse(tmp_path, 30, offset=100)
     store = MemoryStore()
 
@@ -480,14 +481,14 @@ def test_damage_is_found_while_evaluations_arrive(
 ) -> None:
     train(callbacks_in(tmp_path), 3)
     flip(tmp_path / "1")
-    real = verification.damage
+    real = directories.damage
 
     def meanwhile(*arguments: Any) -> list[str]:
         found = list(real(*arguments))
         assert cc.report_metrics(tmp_path, 1, {"score": 0.3})
         return found
 
-    monkeypatch.setattr(verification, "damage", meanwhile)
+    monkeypatch.setattr(directories, "damage", meanwhile)
 
     assert [problem.step for problem in cc.verify(tmp_path)] == [1]
 

@@ -258,8 +258,8 @@ BUGS = [
         '            with self._timed("waiting for the commit"):\n'
         "                save.pending.result()\n"
         '            hit("orbax-committed")\n            with self._timed("digests and fsync"):\n'
-        "                files = seal(path)\n",
-        "            files = seal(path)\n"
+        "                files = ledger.directory.commit(save.step)\n",
+        "            files = ledger.directory.commit(save.step)\n"
         '            save.pending.result()\n            hit("orbax-committed")\n',
     ),
     # After a kill, or a reply that was lost
@@ -467,16 +467,16 @@ BUGS = [
         ORBAX,
         "test_run.py::test_a_foreign_checkpoint_is_not_touched[True]",
         RECOVERY,
-        '.get("run") == ledger.run_id:',
-        '.get("run") in (None, ledger.run_id):',
+        "directory.saved_by(step) == ledger.run_id:",
+        "directory.saved_by(step) in (None, ledger.run_id):",
     ),
     Bug(
         "a checkpoint of another run is taken over",
         ORBAX,
         "test_run.py::test_a_checkpoint_of_another_run_is_not_touched",
         RECOVERY,
-        '.get("run") == ledger.run_id:',
-        '.get("run") is not None:',
+        "directory.saved_by(step) == ledger.run_id:",
+        "directory.saved_by(step) is not None:",
     ),
     Bug(
         "what is adopted has its record only once it is in place",
@@ -532,8 +532,8 @@ BUGS = [
         ORBAX,
         "test_run.py::test_a_damaged_checkpoint_is_an_error_with_the_name_of_the_file",
         "ckpt_callbacks/sources.py",
-        "record.files if verify else {}",
-        "{}",
+        "check=verify",
+        "check=False",
     ),
     Bug(
         "newer checkpoints are discarded for a state that does not fit",

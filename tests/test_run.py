@@ -417,7 +417,7 @@ def test_a_wrong_place_is_refused(tmp_path: Path) -> None:
         ),
         (lambda: cc.OrbaxCheckpoint("r", cc.EveryNSteps(2), cc.OnEval()), r"OnEval\(\) is not"),
         (lambda: cc.OrbaxCheckpoint(None, cc.EveryNSteps(1), KEEP), "directory must be a path"),
-        (lambda: cc.OrbaxCheckpoint("gs://b/r", cc.EveryNSteps(1), KEEP), "only local directories"),
+        (lambda: cc.OrbaxCheckpoint("az://b/r", cc.EveryNSteps(1), KEEP), "only local directories"),
     ],
 )
 def test_a_wrong_setup_is_refused_where_it_is_made(make: Any, message: str) -> None:

@@ -16,6 +16,7 @@ from ckpt_callbacks.cli.output import ago, emit, json_option, numbered, table
 from ckpt_callbacks.cli.places import Step, directory_argument
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.record import ADOPTED, RunFile
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.report import CheckpointInfo, size, summarize, why
 from ckpt_callbacks.retention import policy_from_json
 from ckpt_callbacks.text import counted
@@ -37,7 +38,7 @@ def ls_command(directory: Path, *, plain: bool, as_json: bool) -> None:
     by which other machines read what has an alias; --json has those of all.
     """
     gc.disable()  # there may be thousands of records, of which none becomes garbage
-    root = RunDirectory(directory)
+    root = open_directory(directory)
     if as_json:
         emit(facts_of(root), "", as_json=True)
         return
@@ -78,7 +79,8 @@ def listing(
         ]
         for row in rows[-most:]
     ]
-    about = f"{root.root.name}: {counted(len(rows), 'checkpoint')}, "
+    name = str(root).rpartition("/")[2]
+    about = f"{name}: {counted(len(rows), 'checkpoint')}, "
     about += f"{size(sum(row.bytes for row in rows))}, keep {policy_from_json(run.policy)}, "
     about += state_of(run, owner)
     return table(about, columns, cells, plain=plain)
@@ -95,10 +97,10 @@ def state_of(run: RunFile, owner: str | None) -> str:
 
 def facts_of(root: RunDirectory) -> dict[str, Any]:
     """Return what is in a run directory, as JSON values."""
-    rows, run, owner = summarize(root.root).rows, root.open_run(), root.owner()
+    rows, run, owner = summarize(str(root)).rows, root.open_run(), root.owner()
     address = addresses_of(run)
     return {
-        "directory": str(root.root),
+        "directory": str(root),
         "run": {
             "id": run.run_id,
             "status": "running" if owner else run.status,
@@ -111,7 +113,7 @@ def facts_of(root: RunDirectory) -> dict[str, Any]:
             {
                 "step": row.step,
                 "time": row.time,
-                "path": f"{root.root}/{row.step}",
+                "path": f"{root}/{row.step}",
                 "metrics": numbered(row.metrics),
                 "bytes": row.bytes,
                 "reason": row.reason,

@@ -9,7 +9,7 @@ import click
 
 from ckpt_callbacks.cli.output import emit, json_option
 from ckpt_callbacks.cli.places import Directory, Source, directory_argument
-from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.remote import open_directory
 
 __all__ = ["adopt_command", "pull_command", "sync_command"]
 
@@ -77,4 +77,4 @@ def adopt_command(source: Path, directory: Path, steps: tuple[int, ...], *, as_j
 
 
 def _stores(directory: Path) -> Mapping[str, Mapping[str, str]]:
-    return RunDirectory(directory).open_run().stores
+    return open_directory(directory).open_run().stores

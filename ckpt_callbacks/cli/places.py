@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ckpt_callbacks.addresses import is_address
+from ckpt_callbacks.bucket import is_bucket
 from ckpt_callbacks.errors import CkptCallbacksError
 from ckpt_callbacks.nearby import nearby
 
@@ -20,6 +21,7 @@ __all__ = [
     "Step",
     "as_which",
     "directory_argument",
+    "local_argument",
     "source_of",
     "step_in",
 ]
@@ -31,11 +33,20 @@ else:
 
 
 class Directory(ParamType):
-    """A run directory that exists."""
+    """A run directory that exists, or a bucket as it is given."""
 
     name = "directory"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def __init__(self, *, buckets: bool = False) -> None:
+        self._buckets = buckets
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        if is_bucket(str(value)):
+            if not self._buckets:
+                self.fail(f"{value} is in object storage, where this command can not look", param)
+            return str(value)
         path = Path(value).expanduser()
         if is_address(str(value)) and not path.exists():
             self.fail(
@@ -93,7 +104,9 @@ class Source(ParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
-directory_argument = click.argument("directory", type=Directory())
+directory_argument = click.argument("directory", type=Directory(buckets=True))
+local_argument = click.argument("directory", type=Directory())
+"""Of a command that looks at the files themselves."""
 
 
 def as_which(value: int | str) -> int | str:

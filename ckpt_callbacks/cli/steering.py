@@ -9,7 +9,7 @@ import click
 
 from ckpt_callbacks.cli.output import emit, json_option, table
 from ckpt_callbacks.cli.places import Step, directory_argument, step_in
-from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.report import size
 from ckpt_callbacks.text import counted
 
@@ -72,7 +72,7 @@ def promote_command(
     from ckpt_callbacks.requests import promote
 
     number = step_in(directory, step)
-    before = RunDirectory(directory).open_run().named.get(alias)
+    before = open_directory(directory).open_run().named.get(alias)
     applied = promote(directory, number, alias, timeout=timeout)
     moved = f", which was step {before}" if before not in (None, number) else ""
     facts = {"step": number, "alias": alias, "previous": before}

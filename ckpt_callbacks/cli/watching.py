@@ -13,7 +13,7 @@ import click
 
 from ckpt_callbacks.cli.listing import facts_of, listing
 from ckpt_callbacks.cli.output import ago, emit, json_option
-from ckpt_callbacks.cli.places import directory_argument
+from ckpt_callbacks.cli.places import local_argument
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.report import Summary, summarize
 
@@ -29,7 +29,7 @@ _TAIL = 1 << 16
 
 
 @click.command(short_help="Watch a run while it goes on.")
-@directory_argument
+@local_argument
 @click.option("--rows", type=click.IntRange(min=1), help="How many checkpoints to show, at most.")
 @click.option("--once", is_flag=True, help="Show it once, as it does where there is no terminal.")
 @json_option

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record, record_from_json
+from ckpt_callbacks.remote import copy_referenced
 from ckpt_callbacks.stores import Known
 from ckpt_callbacks_mlflow._files import FOLDER, download, repository
 from ckpt_callbacks_mlflow._registry import STEP_TAG
@@ -78,14 +78,14 @@ def fetch(
     """
     store = repository(model.artifact_location, tracking_uri)
     if model.params.get("sent") == "reference":
-        path = Path(model.tags[PATH_TAG])
-        if path.is_dir():
-            shutil.copytree(path, into, dirs_exist_ok=True)
-        elif or_weights and "payload" in model.params:
+        path = model.tags[PATH_TAG]
+        if copy_referenced(path, into, only):
+            return
+        if or_weights and "payload" in model.params:
             download(store, [published.FOLDER, published.MANIFEST], into)
         else:
             raise CheckpointNotFound(
-                f"MLflow has a reference to {path} only, and there is nothing on this machine"
+                f"MLflow has a reference to {path} only, and there is nothing there"
             )
         return
     with tempfile.TemporaryDirectory(dir=into.parent) as scratch:

@@ -209,7 +209,7 @@ class Models:
                 RUN_TAG: self._key,
                 STEP_TAG: str(checkpoint.step),
                 **{k: v for k, v in tags.items() if v},
-                PATH_TAG: str(checkpoint.path),
+                PATH_TAG: checkpoint.address or str(checkpoint.path),
             },
             model_type="orbax-checkpoint",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record, record_from_json
+from ckpt_callbacks.remote import copy_referenced
 from ckpt_callbacks.stores import Known
 from ckpt_callbacks_wandb._held import FOLDER, MANIFEST
 
@@ -41,17 +41,18 @@ def fetch(
         CheckpointNotFound: it is a reference, and the checkpoint is no longer there; or it has
             no such item.
     """
-    reference = urlsplit(version.metadata.get("path", ""))
-    if reference.scheme == "file":
-        path = Path(unquote(reference.path))
-        if path.is_dir():
-            shutil.copytree(path, into, dirs_exist_ok=True)
-        elif or_weights and published.MANIFEST in version.manifest.entries:
+    where = version.metadata.get("path", "")
+    reference = urlsplit(where)
+    if reference.scheme == "file" or version.metadata.get("bucket"):
+        path = unquote(reference.path) if reference.scheme == "file" else where
+        if copy_referenced(path, into, only):
+            return
+        if or_weights and published.MANIFEST in version.manifest.entries:
             for name in published.MANIFEST, f"{published.FOLDER}/":
                 version.download(root=str(into), path_prefix=name, skip_cache=True)
         else:
             raise CheckpointNotFound(
-                f"W&B has a reference to {path} only, and there is nothing on this machine"
+                f"W&B has a reference to {path} only, and there is nothing there"
             )
         return
     prefixes = [f"{FOLDER}/"]

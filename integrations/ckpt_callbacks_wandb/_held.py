@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks import published
+from ckpt_callbacks.bucket import is_bucket
 from ckpt_callbacks.directory import replace_text
 from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.manifest import files_in, link_tree
@@ -104,7 +105,7 @@ class Held:
         """
         if self.about(checkpoint.step).get("digest") == checkpoint.digest:
             return
-        if not checkpoint.path.is_dir():
+        if (self.send != "reference" or self._payload) and not checkpoint.path.is_dir():
             raise CheckpointNotFound(f"the files of step {checkpoint.step} are gone")
         self.release(checkpoint.step)
         folder = self._of(checkpoint.step)
@@ -116,7 +117,12 @@ class Held:
         link_tree(checkpoint.path, folder / "files", files)
         # In the artifact too, so that equal weights at two steps are two versions, not one.
         (folder / MANIFEST).write_text(checkpoint.manifest, encoding="utf-8")
-        root = self._reference or checkpoint.path.parent.as_uri()
+        ours = is_bucket(checkpoint.address)
+        where = checkpoint.address if ours else checkpoint.path.as_uri()
+        root = self._reference or where.rpartition("/")[0]
+        place: dict[str, Any] = {"path": f"{root}/{checkpoint.step}"}
+        if ours and not self._reference:
+            place["bucket"] = True  # which others read as a run directory
         about = {
             "run": checkpoint.run_id,
             "began": began,
@@ -126,7 +132,7 @@ class Held:
             "sent": self.send,
             **({"payload": self._payload.to_json()} if self._payload else {}),
             "bytes": sum(file.size for file in checkpoint.files.values()),
-            **({"path": f"{root}/{checkpoint.step}"} if self.send == "reference" else {}),
+            **(place if self.send == "reference" else {}),
             **changing(checkpoint.metrics, checkpoint.reason),
         }
         replace_text(folder / "about.json", json.dumps(about, indent=1))

@@ -153,6 +153,7 @@ class WandbTracker(Tracker):
         self._ttl = _as_ttl(ttl)
         self._send = as_send("WandbTracker", send)
         self._payload = as_payload("WandbTracker", payload)
+        self.reads_files = send != "reference" or self._payload is not None
         self._metrics = metrics
         self._project = project
         self._entity = entity

@@ -1,0 +1,486 @@
+"""What holds for every run directory, and for one in object storage, wherever that is."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ckpt_callbacks as cc
+from ckpt_callbacks.bucket import Bucket
+from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.lease import HELD, SLACK
+from ckpt_callbacks.manifest import settle
+from ckpt_callbacks.record import Gone, Record, RunFile
+from ckpt_callbacks.remote import GRACE, RemoteDirectory, open_directory
+from ckpt_callbacks.report import why
+from ckpt_callbacks.retention import policy_to_json
+from ckpt_callbacks.testing import FakeClock, MemoryStore, Recorder
+
+SCORES = {0: 0.5, 2: 0.9, 4: 0.1, 6: 0.2, 8: 0.3, 10: 0.4}
+KEEP = cc.LatestN(1) | cc.BestN(1, "score", mode="max")
+Machine = Callable[[str], None]
+"""Goes to the machine of a name, which has scratch of its own."""
+
+
+def new_state() -> dict[str, Any]:
+    return {"params": {"w": np.zeros(1000)}, "opt": {"mu": np.zeros((3, 3))}}
+
+
+def after(step: int) -> dict[str, Any]:
+    total = float(sum(range(step + 1)))
+    return {"params": {"w": np.full(1000, total)}, "opt": {"mu": np.full((3, 3), -total)}}
+
+
+def train(where: str | Path, until: int, *stores: Any, **options: Any) -> None:
+    callbacks = cc.Callbacks(
+        cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(2), keep=KEEP), *stores, drain_limit=20
+    )
+    with callbacks.run(new_state(), config={"rate": 0.5}, **options) as run:
+        state = run.state
+        for step in range(run.next_step, until):
+            state = {
+                "params": {"w": state["params"]["w"] + step},
+                "opt": {"mu": state["opt"]["mu"] - step},
+            }
+            if step in SCORES:
+                run.on_eval(step, {"score": SCORES[step]})
+            run.on_step(step, state, {"loss": float(step)})
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    np.testing.assert_array_equal(found["params"]["w"], expected["params"]["w"])
+    np.testing.assert_array_equal(found["opt"]["mu"], expected["opt"]["mu"])
+
+
+def steps_in(bucket: Bucket) -> set[str]:
+    """Return the folders of checkpoints of which there is anything."""
+    return {name.partition("/")[0] for name in bucket.tree("") if name[0].isdecimal()}
+
+
+def flip(bucket: Bucket, step: int) -> str:
+    """Flip a bit in the largest object of a checkpoint, and return its name."""
+    sizes = bucket.tree(str(step))
+    name = f"{step}/{max(sizes, key=lambda name: sizes[name])}"
+    content = bytearray(bucket.read(name) or b"")
+    content[len(content) // 2] ^= 1
+    bucket.write(name, bytes(content))
+    return name
+
+
+def committed(directory: RunDirectory) -> list[int]:
+    return [step for step in directory.folders() if directory.is_committed(step)]
+
+
+def orbax_wrote(directory: RunDirectory, step: int) -> None:
+    """Write what passes for a checkpoint that Orbax has committed."""
+    path = directory.path(step)
+    (path / "state" / "d").mkdir(parents=True)
+    (path / "state" / "d" / "data").write_bytes(f"step {step}".encode() * 1000)
+    (path / "state" / "empty").write_bytes(b"")
+    (path / "_CHECKPOINT_METADATA").write_text('{"custom_metadata": {"run": "abc"}}')
+
+
+def save(directory: RunDirectory, step: int, owner: str = "abc") -> Record:
+    """Save a checkpoint as a run does."""
+    saving = Record(step, "saving", owner, 1.0)
+    directory.write_record(saving)
+    orbax_wrote(directory, step)
+    directory.write_record(Record(step, "saving", owner, 1.0, logged=True))
+    record = Record(step, "complete", owner, 1.0, logged=True, files=directory.commit(step))
+    directory.write_record(record)
+    return record
+
+
+class DirectoryContract:
+    """What every run directory does. A subclass has the fixture `where`."""
+
+    @pytest.fixture
+    def directory(self, where: str) -> Iterator[RunDirectory]:
+        directory = open_directory(where)
+        directory.acquire()
+        yield directory
+        directory.release()
+
+    def test_what_is_written_of_a_run_is_read_by_others(
+        self, directory: RunDirectory, where: str
+    ) -> None:
+        run = RunFile("abc", policy_to_json(KEEP), pins=frozenset({3}))
+        assert open_directory(where).read_run() is None
+        directory.write_run(run)
+        first, second = Record(3, "gone", "abc", 1.0), Record(12, "gone", "abc", 2.0)
+        for record in (second, Record(3, "complete", "abc", 1.0), first):
+            directory.write_record(record)
+
+        other = open_directory(where)
+
+        assert other.open_run() == run
+        assert list(other.read_records().items()) == [(3, first), (12, second)]
+        directory.remove_record(3)
+        directory.remove_record(3)
+        assert other.read_record(3) is None
+        assert list(other.read_records()) == [12]
+
+    def test_a_committed_checkpoint_is_whole_for_others(
+        self, directory: RunDirectory, where: str
+    ) -> None:
+        record = save(directory, 7)
+        other = open_directory(where)
+
+        assert other.is_readable(record)
+        assert other.folders() == [7]
+        assert other.saved_by(7) == "abc"
+        assert list(other.damage(record)) == []
+        with other.lend(record) as (path, _):
+            assert settle(path) == record.files
+        with directory.lend(record) as (path, _):
+            assert settle(path) == record.files
+
+    def test_what_is_in_the_trash_counts_for_nobody(
+        self, directory: RunDirectory, where: str
+    ) -> None:
+        for step in (7, 70):
+            save(directory, step)
+
+        directory.to_trash(7)
+        directory.to_trash(7)
+        directory.to_trash(8)  # there is none
+
+        assert directory.folders() == committed(directory) == [70]
+        directory.remove_record(7)
+        directory.release()
+        directory.acquire()
+        directory.empty_trash()
+        assert committed(open_directory(where)) == [70]
+        again = save(directory, 7)
+        assert open_directory(where).is_readable(again)
+
+    def test_what_was_evicted_is_remembered(self, directory: RunDirectory, where: str) -> None:
+        gone = [Gone(step, 1.0, {"loss": step / 2}, "too old") for step in range(3)]
+
+        for one in gone:
+            directory.log_evicted(one)
+
+        assert directory.read_evicted() == gone
+        directory.release()
+        assert open_directory(where).read_evicted() == gone
+
+    def test_requests_come_in_their_order_and_go(self, directory: RunDirectory, where: str) -> None:
+        other = open_directory(where)
+        for name in ("2.json", "1.json"):
+            other.post(name, f"request {name}")
+
+        assert directory.posted() == ["1.json", "2.json"]
+        assert directory.read_posted("1.json") == "request 1.json"
+        directory.withdraw("1.json")
+        assert (other.is_posted("1.json"), other.is_posted("2.json")) == (False, True)
+
+    def test_a_damaged_record_is_set_aside(self, directory: RunDirectory, where: str) -> None:
+        directory.write_record(Record(3, "gone", "abc", 1.0))
+        directory._replace("records/5.json", "{")
+        damaged: list[Path] = []
+
+        records = directory.read_records(lambda path, error: damaged.append(path))
+
+        assert list(records) == [3]
+        assert "damaged" in str(directory.set_aside(damaged[0]))
+        assert list(open_directory(where).read_records()) == [3]
+
+    def test_it_belongs_to_one_run_at_a_time(self, directory: RunDirectory, where: str) -> None:
+        assert directory.is_mine
+        with pytest.raises(cc.DirectoryLocked, match="in use by"):
+            open_directory(where).acquire()
+
+
+class RemoteContract(DirectoryContract):
+    """What a run directory in object storage does."""
+
+    @pytest.fixture
+    def bucket(self, where: str) -> Bucket:
+        return Bucket(where)
+
+    @pytest.fixture(autouse=True)
+    def machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+        def go(name: str) -> None:
+            monkeypatch.setenv("CKPT_CALLBACKS_SCRATCH", str(tmp_path / name))
+
+        go("first")
+        return go
+
+    def test_an_object_is_created_by_one_only(self, bucket: Bucket) -> None:
+        assert bucket.create("a/lock", b"first")
+        assert not bucket.create("a/lock", b"second")
+        assert bucket.create("a/lock", b"first")  # whose reply was lost
+        assert bucket.read("a/lock") == b"first"
+
+    def test_objects_are_listed_as_others_wrote_them(self, bucket: Bucket, where: str) -> None:
+        assert bucket.listing("a") == ([], [])
+        assert bucket.tree("a") == {}
+        bucket.write("a/x", b"12")
+        before = {found.name: found.stamp for found in bucket.listing("a")[0]}
+        Bucket(where).write("a/x", b"34")
+        Bucket(where).write("a/b/y", b"5")
+
+        files, folders = bucket.listing("a")
+
+        assert [(f.name, f.size) for f in files] == [("x", 2)]
+        assert files[0].stamp != before["x"]
+        assert folders == ["b"]
+        assert bucket.tree("a") == {"x": 2, "b/y": 1}
+        bucket.move("a", "z/w")
+        assert bucket.tree("") == {"z/w/x": 2, "z/w/b/y": 1}
+        bucket.remove(["z/w/x", "z/w/never"])
+        assert (bucket.exists("z/w/x"), bucket.exists("z/w/b/y")) == (False, True)
+        assert (bucket.read("z/w/x"), bucket.read("z/w/b/y")) == (None, b"5")
+
+    def test_from_the_first_step_to_another_machine(
+        self, where: str, bucket: Bucket, machine: Machine
+    ) -> None:
+        train(where, 5)
+
+        assert steps_in(bucket) == {"2", "4"}
+        machine("second")
+        train(where, 11)
+
+        assert steps_in(bucket) == {"2", "10"}
+        assert [c.step for c in cc.checkpoints(where)] == [2, 10]
+        assert cc.find(where, "best").step == 2
+        for which, step in (("best", 2), ("last", 10), (2, 2)):
+            assert_same(cc.restore(where, like=new_state(), which=which), after(step))
+        assert "Step 4 was evicted" in why(where, 4)
+        assert cc.verify(where) == []
+
+        machine("third")
+        assert cc.report_metrics(where, 10, {"score": 0.95})
+        assert steps_in(bucket) == {"10"}
+        assert cc.find(where, "best").step == 10
+        assert cc.pin(where, 10)
+        assert "pinned" in cc.checkpoints(where)[0].reason
+        left = bucket.tree(".ckpt_callbacks")
+        assert {name.partition("/")[0] for name in left} == {
+            "run.json", "records", "lease", "evicted", "metrics.json", "metrics",
+        } - ({"metrics"} if not any(n.startswith("metrics/") for n in left) else set())  # fmt: skip
+
+    def test_orbax_reads_a_copy_of_it(self, where: str, bucket: Bucket, tmp_path: Path) -> None:
+        from orbax.checkpoint import v1 as ocp
+
+        train(where, 3)
+
+        names = bucket.tree("2")
+        bucket.download("2", names, tmp_path / "copy")
+        loaded = ocp.load_checkpointables(tmp_path / "copy", {"params": None})
+        np.testing.assert_array_equal(loaded["params"]["w"], after(2)["params"]["w"])
+
+    def test_one_item_is_read_alone(self, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        train(where, 3)
+        read: list[str] = []
+        download = Bucket.download
+
+        def noting(self: Bucket, source: str, names: Any, folder: Path) -> None:
+            read.extend(names)
+            download(self, source, read, folder)
+
+        monkeypatch.setattr(Bucket, "download", noting)
+
+        found = cc.restore(where, only="params")
+
+        np.testing.assert_array_equal(found["params"]["w"], after(2)["params"]["w"])
+        assert any(name.startswith("params/") for name in read)
+        assert not any(name.startswith("opt/") for name in read)
+
+    def test_a_flipped_bit_is_found_and_named(self, where: str, bucket: Bucket) -> None:
+        train(where, 5)
+        name = flip(bucket, 4)
+
+        (problem,) = cc.verify(where)
+
+        assert (problem.step, f"{where}/{name} is damaged" in problem.text) == (4, True)
+        with pytest.raises(cc.CorruptCheckpoint, match=name):
+            cc.restore(where, like=new_state(), which=4)
+
+    def test_a_damaged_one_is_repaired_from_a_store(
+        self, where: str, bucket: Bucket, machine: Machine
+    ) -> None:
+        store = MemoryStore()
+        train(where, 5, store)
+        assert set(store.copies) == {2, 4}  # with all their bytes
+        flip(bucket, 4)
+        machine("second")
+
+        train(where, 5, store)
+
+        assert cc.verify(where) == []
+        assert_same(cc.restore(where, like=new_state()), after(4))
+
+    def test_without_a_copy_it_is_set_aside(
+        self, where: str, bucket: Bucket, machine: Machine
+    ) -> None:
+        train(where, 5)
+        flip(bucket, 4)
+        machine("second")
+
+        train(where, 5)
+
+        assert cc.verify(where) == []
+        assert_same(cc.restore(where, like=new_state()), after(4))
+        assert any(name.startswith(".ckpt_callbacks/damaged/4-") for name in bucket.tree(""))
+
+    def test_going_back_saves_the_same_steps_again(self, where: str, bucket: Bucket) -> None:
+        train(where, 5)
+        train(where, 5, resume=2, discard_newer=True)
+
+        assert steps_in(bucket) == {"2", "4"}
+        assert cc.verify(where) == []
+        assert_same(cc.restore(where, like=new_state()), after(4))
+
+    def test_a_machine_that_others_followed_forgets_what_it_has(
+        self, where: str, machine: Machine
+    ) -> None:
+        train(where, 5)
+        scratch = RemoteDirectory(where).root
+        assert (scratch / "4").is_dir()
+        machine("second")
+        train(where, 7)
+        machine("first")
+
+        train(where, 7)
+
+        assert not (scratch / "4").exists()
+        assert_same(cc.restore(where, like=new_state()), after(6))
+
+    def test_the_loop_itself_sends_nothing(
+        self, where: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = Bucket._asked
+        threads: list[str] = []
+
+        def noting(self: Bucket, name: str) -> Any:
+            threads.append(threading.current_thread().name)
+            return asked(self, name)
+
+        callbacks = cc.Callbacks(cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(1), keep=KEEP))
+        with callbacks.run(new_state()) as run, monkeypatch.context() as patch:
+            patch.setattr(Bucket, "_asked", noting)
+            for step in range(3):
+                run.on_eval(step, {"score": SCORES.get(step, 0.0)})
+                run.on_step(step, after(step))
+            run.wait()
+
+        assert "ckpt-saver" in threads
+        assert threading.current_thread().name not in threads
+
+    def test_a_save_that_can_not_be_sent_is_told_and_leaves_nothing(
+        self, where: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        upload = Bucket.upload
+
+        def refuse(self: Bucket, folder: Path, names: Any, to: str, *rest: Any) -> None:
+            upload(self, folder, names, to, *rest)
+            if to == "2":
+                raise OSError("503 Slow Down")
+
+        monkeypatch.setattr(Bucket, "upload", refuse)
+        recorder = Recorder()
+
+        train(where, 5, recorder)
+
+        (failed,) = recorder.of(cc.SaveFailed)
+        assert (failed.step, "503" in failed.error) == (2, True)
+        assert steps_in(bucket) == {"0", "4"}
+        assert cc.verify(where) == []
+
+    def test_what_a_tracker_lacks_comes_along(self, where: str, machine: Machine) -> None:
+        store = MemoryStore()
+        store.down = True
+        callbacks = cc.Callbacks(
+            cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(2), keep=KEEP), store, drain_limit=0.1
+        )
+        with callbacks.run(new_state()) as run:
+            Path("plot [1].png").write_bytes(b"a plot")
+            run.log_artifact("plot [1].png")
+            for step in range(3):
+                run.on_step(step, after(step), {"loss": float(step)})
+        store.down = False
+        machine("second")
+
+        assert cc.sync(where, stores=[store]) == {}
+
+        assert [(p.step, p.values["loss"]) for p in store.points] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+        assert store.files == {"plot [1].png": b"a plot"}
+        assert set(store.copies) == {2}
+
+    def test_a_second_owner_waits_for_the_lease_to_end(self, where: str, machine: Machine) -> None:
+        clock = FakeClock()
+        first = RemoteDirectory(where, clock)
+        first.acquire()
+        machine("second")
+        second = RemoteDirectory(where, clock)
+        clock.advance(HELD + SLACK - 1)
+        with pytest.raises(cc.DirectoryLocked, match=r"in use by process \d+ on .* in 1 s"):
+            second.acquire()
+        assert first._lease
+        first._lease.renew()
+        clock.advance(HELD + SLACK - 1)
+        with pytest.raises(cc.DirectoryLocked, match="in use by process"):
+            second.acquire()
+        clock.advance(2)
+
+        second.acquire()
+
+        with pytest.raises(cc.DirectoryLocked, match=r"this run lost .* could not renew"):
+            first.write_run(RunFile("old", []))
+        first.release()
+        second.write_run(RunFile("new", []))
+        second.release()
+        assert (found := RemoteDirectory(where).read_run())
+        assert found.run_id == "new"
+
+    def test_what_is_evicted_stays_for_those_who_read_it(self, where: str, bucket: Bucket) -> None:
+        clock = FakeClock()
+        directory = RemoteDirectory(where, clock)
+        directory.acquire()
+        save(directory, 7)
+        directory.write_record(Record(7, "evicting", "abc", 1.0))
+        directory.to_trash(7)
+
+        clock.advance(GRACE - 1)
+        directory.empty_trash()
+        assert steps_in(bucket) == {"7"}
+        clock.advance(1)
+        directory.empty_trash()
+
+        assert steps_in(bucket) == set()
+        assert not bucket.tree(".ckpt_callbacks/trash")
+        directory.release()
+
+    def test_a_live_checkpoint_is_never_removed_by_an_old_marker(
+        self, where: str, bucket: Bucket
+    ) -> None:
+        directory = RemoteDirectory(where)
+        directory.acquire()
+        record = save(directory, 7)
+        bucket.write(".ckpt_callbacks/trash/7-1", b"")
+        directory.release()
+
+        directory.acquire()
+        directory.empty_trash()
+        directory.release()
+
+        assert list(directory.damage(record)) == []
+        assert not bucket.tree(".ckpt_callbacks/trash")
+
+    def test_the_command_line_takes_its_address(self, where: str) -> None:
+        from click.testing import CliRunner
+
+        from ckpt_callbacks.cli import main
+
+        train(where, 5)
+
+        for command, text in (("ls", "latest #1"), ("verify", "all files are as recorded")):
+            done = CliRunner().invoke(main, [command, where])
+            assert (done.exit_code, text in done.output) == (0, True), done.output
+        assert "is kept" in CliRunner().invoke(main, ["why", where, "4"]).output
+        assert CliRunner().invoke(main, ["pin", where, "2"]).exit_code == 0
