@@ -27,7 +27,16 @@ from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import Store, redact
 from ckpt_callbacks.text import suggestion
 
-__all__ = ["GROUP", "fetch", "is_address", "take_over"]
+__all__ = [
+    "GROUP",
+    "bring",
+    "brought",
+    "fetch",
+    "install",
+    "is_address",
+    "refuse_foreign",
+    "take_over",
+]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -77,8 +86,7 @@ def fetch(
         )
     function = known[scheme].load()
     try:
-        with growing(f"fetching {redact(address)}", into.parent):
-            record: Record = function(address, into, only=only, tracker=tracker, go_on=go_on)
+        record: Record = function(address, into, only=only, tracker=tracker, go_on=go_on)
     except OSError as error:  # of the network, or of this machine's disk
         raise CheckpointNotFound(f"{address} can not be fetched: {redact(str(error))}") from None
     return record
@@ -97,37 +105,72 @@ def take_over(
         What to go on from in the directory.
 
     Raises:
-        ConfigError, CheckpointNotFound, UsageError: as `fetch` has it; or the directory holds
-            checkpoints of somebody else, or only a part of the checkpoint was sent.
+        ConfigError, CheckpointNotFound, UsageError: as `bring` has it; or the directory holds
+            checkpoints of somebody else.
         CorruptCheckpoint: a file is damaged.
     """
     if not isinstance(resume, str) or not is_address(resume):
         return resume
     if directory.read_run() is not None:
         return "last"
-    if foreign := [step for step in directory.folders() if directory.read_record(step) is None]:
-        raise ConfigError(
-            f"{directory} holds checkpoints that were not saved by ckpt_callbacks "
-            f"(steps {', '.join(map(str, foreign))}): choose another directory"
-        )
-    into = directory.trash / "taken-over"
-    shutil.rmtree(into, ignore_errors=True)
-    into.mkdir(parents=True)
+    refuse_foreign(directory)
     tracker = next((s for s in stores if resume.startswith(f"{s.name}:")), None)
-    record = fetch(resume, into, tracker=tracker, go_on=True)
-    if any(not (into / name).exists() for name in record.files):
-        items = ", ".join(sorted(p.name for p in into.iterdir() if p.is_dir()))
-        raise UsageError(
-            f"{resume} holds a part of the checkpoint only ({items}), since no more was sent: a "
-            "run can not go on from it; to begin a new run with it, give the address to `restore`"
-        )
-    verify(into, record.files)
-    seal(into)
-    directory.write_record(replace(record, copies={}, lost=False))
-    directory.take_in(record.step, into)
+    with growing(f"fetching {redact(resume)}", brought(directory).parent):
+        record = bring(directory, resume, tracker)
+    install(directory, record)
     # Last: until it is there, the next start does all of this again.
     directory.write_run(RunFile(record.owner, policy_to_json(keep)))
     logger.warning(
         "%s is new: the run of %s goes on there, after step %d", directory, resume, record.step
     )
     return "last"
+
+
+def refuse_foreign(directory: RunDirectory) -> None:
+    """Refuse a directory with checkpoints that have no record.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if foreign := [step for step in directory.folders() if directory.read_record(step) is None]:
+        raise ConfigError(
+            f"{directory} holds checkpoints that were not saved by ckpt_callbacks "
+            f"(steps {', '.join(map(str, foreign))}): choose another directory"
+        )
+
+
+def bring(
+    directory: RunDirectory, address: str, tracker: Store | None, *, go_on: bool = True
+) -> Record:
+    """Fetch a checkpoint into the directory's trash folder, verify it, and return its record.
+
+    Raises:
+        ConfigError, CheckpointNotFound, UsageError: as `fetch` has it; or only a part of the
+            checkpoint was sent.
+        CorruptCheckpoint: a file is damaged.
+    """
+    into = brought(directory)
+    shutil.rmtree(into.parent, ignore_errors=True)
+    into.mkdir(parents=True)
+    record = fetch(address, into, tracker=tracker, go_on=go_on)
+    if any(not (into / name).exists() for name in record.files):
+        items = ", ".join(sorted(p.name for p in into.iterdir() if p.is_dir()))
+        raise UsageError(
+            f"{address} holds a part of the checkpoint only ({items}), since no more was sent: a "
+            "run can not go on from it; to begin a new run with it, give the address to `restore`"
+        )
+    verify(into, record.files)
+    seal(into)
+    return replace(record, copies={}, lost=False)
+
+
+def install(directory: RunDirectory, record: Record) -> None:
+    """Put the checkpoint that was brought where the run goes on from it."""
+    directory.write_record(record)
+    directory.remove_uncommitted(record.step)
+    directory.take_in(record.step, brought(directory))
+
+
+def brought(directory: RunDirectory) -> Path:
+    """Return the folder for a checkpoint from a tracker; what is on its way lies beside it."""
+    return directory.trash / "taken-over" / "checkpoint"

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_callbacks.addresses import is_address
+from ckpt_callbacks.anywhere import check_run_id
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.extras import require
 from ckpt_callbacks.hooks import Hooks
-from ckpt_callbacks.policy import Resume
+from ckpt_callbacks.policy import ANYWHERE, Resume
 from ckpt_callbacks.stores import Store
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Callbacks:
         *,
         config: Mapping[str, Any] | None = None,
         resume: Resume = "last",
+        run_id: str | None = None,
         start_from: str | os.PathLike[str] | Weights | None = None,
         init: Callable[[], S] | None = None,
         discard_newer: bool = False,
@@ -121,7 +123,12 @@ class Callbacks:
                 exist, entering the run is an error that names the choices. An address in a tracker,
                 such as `mlflow:/digits@last`, is for a machine that has lost its disk: where the
                 directory holds no run, the one that saved that checkpoint goes on there, with all
-                that the tracker has of it; else it is `last`.
+                that the tracker has of it; else it is `last`. `anywhere` looks for the newest
+                checkpoint of the run `run_id` in the directory and in every tracker, on whatever
+                machine, and begins a new run where there is none.
+            run_id: what names the run in every tracker, such as the name of the job; a random one
+                if not given. A directory holds one run: another `run_id` is an error there. Only
+                one process may have it at a time, which nobody checks between machines.
             start_from: where a new run gets its weights from: a run directory, a checkpoint or an
                 address, or `Weights` to say which and how. The rest of the state stays as it is,
                 and the first step is 0. When the run goes on after a restart it is not looked at.
@@ -130,21 +137,14 @@ class Callbacks:
                 it would discard again.
 
         Raises:
-            ConfigError: `config` is not JSON, `resume` or `start_from` is none of those, or
-                `init` is no function.
+            ConfigError: `config` is not JSON, `resume`, `run_id` or `start_from` is none of those,
+                or `init` is no function.
         """
         # Here and not above: a script that imports the package may not train.
         from ckpt_callbacks.restoring import Weights
         from ckpt_callbacks.run import Run
 
-        is_step = isinstance(resume, int) and not isinstance(resume, bool) and resume >= 0
-        if not is_step and resume not in ("last", "best", None) and not is_address(resume):
-            raise ConfigError(
-                "run: resume must be 'last', 'best', a step, None, or an address such as "
-                f"'mlflow:/digits@last', not {resume!r}"
-            )
-        if is_address(resume) and self._checkpoint is None:
-            raise ConfigError(f"run: resume={resume!r} needs an OrbaxCheckpoint to go on in")
+        _check_resume(resume, run_id, self._checkpoint)
         if init is not None and not callable(init):
             raise ConfigError(f"run: init must be a function that makes a state, not {init!r}")
         if start_from is not None and not isinstance(start_from, Weights):
@@ -167,6 +167,7 @@ class Callbacks:
             self._stores,
             self._plugins,
             resume=resume,
+            run_id=run_id,
             start_from=start_from,
             init=init,
             discard_newer=discard_newer,
@@ -175,6 +176,26 @@ class Callbacks:
             system_metrics=self._system_metrics,
             clock=self._clock,
         )
+
+
+def _check_resume(resume: Resume, run_id: str | None, checkpoint: OrbaxCheckpoint | None) -> None:
+    if run_id is not None:
+        check_run_id(run_id)
+    is_step = isinstance(resume, int) and not isinstance(resume, bool) and resume >= 0
+    if not is_step and resume not in ("last", "best", ANYWHERE, None) and not is_address(resume):
+        raise ConfigError(
+            "run: resume must be 'last', 'best', a step, None, or 'anywhere', or an address such "
+            f"as 'mlflow:/digits@last', not {resume!r}"
+        )
+    if is_address(resume) and run_id is not None:
+        raise ConfigError(f"run: resume={resume!r} says which run it is: leave out run_id")
+    if resume == ANYWHERE and run_id is None:
+        raise ConfigError(
+            "run: resume='anywhere' needs run_id=, a name by which an empty machine finds the run, "
+            "such as the name of the job"
+        )
+    if (is_address(resume) or resume == ANYWHERE) and checkpoint is None:
+        raise ConfigError(f"run: resume={resume!r} needs an OrbaxCheckpoint to go on in")
 
 
 def _check_interval(seconds: float) -> None:

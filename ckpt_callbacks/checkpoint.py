@@ -27,6 +27,9 @@ class OrbaxCheckpoint:
             function (see `Custom`).
         keep: what to keep, such as `LatestN(2) | BestN(2, "val_accuracy", mode="max")`, a
             preservation policy of Orbax, or a function; it holds for every store.
+        keep_here: of what is kept, what the directory holds, such as `LatestN(1)` on a small disk:
+            the rest goes once every tracker that is to hold it has it, and one of them has all of
+            its bytes as its own. The newest, and what is pinned, stays here. All if not given.
         busy: when a save is due while the last one is in flight, `wait` for that, so that which
             steps exist never depends on timing, or `skip` this one.
         synchronous: for debugging, let `on_step` return only when what it saves is complete.
@@ -44,6 +47,7 @@ class OrbaxCheckpoint:
     busy: Busy = "wait"
     synchronous: bool = False
     on_failure: OnFailure = "continue"
+    keep_here: KeepPolicy | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.directory, str | os.PathLike) or not str(self.directory):
@@ -58,7 +62,10 @@ class OrbaxCheckpoint:
         for option, kind, example in (
             ("save", SavePolicy, "EveryNSteps(50)"),
             ("keep", KeepPolicy, "LatestN(2)"),
+            ("keep_here", KeepPolicy, "LatestN(1)"),
         ):
+            if option == "keep_here" and self.keep_here is None:
+                continue
             try:
                 policy = as_policy(getattr(self, option))
             except ConfigError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_callbacks.addresses import take_over
+from ckpt_callbacks.anywhere import name_run
 from ckpt_callbacks.artifacts import Spool
 from ckpt_callbacks.catalog import info_of
 from ckpt_callbacks.clock import Clock
@@ -59,10 +60,12 @@ class Engine:
     Args:
         directory: where the checkpoints are.
         keep: what to keep.
+        here: of that, what the directory holds once the stores have the rest; all if not given.
         stores: where they are mirrored to.
         config: hyper-parameters, for the trackers and `run.json`.
         hooks: get the events.
         resume: the checkpoint to go on from.
+        run_id: what names the run in all stores; the directory has its own if not given.
         discard_newer: whether those after it go.
         compare: raises if the state does not fit a checkpoint, before those after it go.
         training: whether a loop follows; if not, what is there is only brought in order.
@@ -90,9 +93,11 @@ class Engine:
         hooks: Hooks,
         *,
         resume: Resume = "last",
+        run_id: str | None = None,
         discard_newer: bool = False,
         compare: Callable[[Path], None] = lambda path: None,
         training: bool = True,
+        here: KeepPolicy | None = None,
         failed: Callable[[int, BaseException], None] = lambda step, error: None,
         sample: float | None = None,
         latest: Callable[[], Any] = lambda: None,
@@ -114,12 +119,21 @@ class Engine:
             directory.acquire(brief=not training)
         self._exit.callback(directory.release)
         with _naming(directory), self._exit:
-            resume = take_over(directory, resume, keep, stores)
+            resume = take_over(
+                directory, name_run(directory, run_id, resume, keep, stores), keep, stores
+            )
             policies = {store.name: store.keep for store in stores}
             known = directory.read_run()
             all_here = training or known is None or known.stores.keys() <= policies.keys()
             self.ledger = ledger = Ledger(
-                directory, keep, self._wake, policies, clock.time, all_here=all_here, config=config
+                directory,
+                keep,
+                self._wake,
+                policies,
+                clock.time,
+                all_here=all_here,
+                config=config,
+                here=here,
             )
             self._exit.callback(ledger.close)
             recover(ledger)

@@ -55,6 +55,7 @@ class Ledger:
         now: seconds since the epoch.
         all_here: whether `stores` are all that the run has; else a changed policy has to wait.
         config: the hyper-parameters of the run; those that are known stay if there are none.
+        here: of what is kept, what the directory holds once the stores have the rest.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Ledger:
         *,
         all_here: bool = True,
         config: Mapping[str, Any] | None = None,
+        here: KeepPolicy | None = None,
     ) -> None:
         self.directory = directory
         self.policy = policy
+        self._here = here
         self._changed = changed
         self._stores = stores or {}
         self._all_here = all_here
@@ -105,7 +108,7 @@ class Ledger:
         with self._mutex:
             if self._situation is None:
                 records, run = dict(self._records), self._run
-                self._situation = Situation(records, run, self.policy, self._stores)
+                self._situation = Situation(records, run, self.policy, self._stores, self._here)
             return self._situation
 
     def newest(self) -> Record | None:
@@ -128,6 +131,10 @@ class Ledger:
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints that are there."""
         return sorted(r.step for r in self.situation.readable)
+
+    def counted(self) -> list[int]:
+        """Return the steps that are judged: those, and the ones that are in stores alone."""
+        return sorted(r.step for r in self.situation.counted)
 
     def record(self, step: int) -> Record | None:
         """Return the record of a step."""
@@ -171,6 +178,11 @@ class Ledger:
         with self._mutex:
             self._settle_change()
             return self.situation.evictable(self._leases)
+
+    def spare(self) -> list[int]:
+        """Return the local steps that are kept, and that the directory may leave to the stores."""
+        with self._mutex:
+            return self.situation.spare(self._leases)
 
     def rank(self, alias: str, step: int) -> Rank | None:
         """Return what ranks a step for an alias, or `None` if nothing does."""
@@ -382,6 +394,14 @@ class Ledger:
             if step not in self.evictable():
                 return False
             self._write(replace(self._records[step], state="evicting"))
+            return True
+
+    def let_go(self, step: int) -> bool:
+        """The local files are about to go, since stores have them; returns False if they stay."""
+        with self._mutex:
+            if step not in self.spare():
+                return False
+            self.lost(step)
             return True
 
     def evicted(self, step: int, reason: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ckpt_callbacks.errors import ConfigError
 
 __all__ = [
+    "ANYWHERE",
     "NEVER",
     "AnyOf",
     "Candidate",
@@ -35,8 +36,9 @@ __all__ = [
 ]
 
 Resume = int | str | None
-"""The checkpoint to go on from: a step, `last` (the newest complete one), `best`, the address of
-one in a tracker, or none."""
+"""The checkpoint to go on from: a step, `last` (the newest complete one), `best`, `anywhere` (the
+newest one here or in a tracker), the address of one in a tracker, or none."""
+ANYWHERE = "anywhere"
 NEVER = 1 << 62
 """A step that no loop reaches."""
 

@@ -25,7 +25,7 @@ from ckpt_callbacks.policy import as_step, positive
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["ProgressBar", "growing", "hide", "transfer", "watched"]
+__all__ = ["ProgressBar", "growing", "hide", "size_of", "transfer", "watched"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -86,13 +86,13 @@ def growing(title: str, *places: Path, total: int | None = None) -> Iterator[Non
     if not watched():
         yield
         return
-    ended, before = threading.Event(), sum(map(_size, places))
+    ended, before = threading.Event(), sum(map(size_of, places))
     with transfer(title, total) as advance:
 
         def follow() -> None:
             seen = before
             while not ended.wait(_LOOK):
-                now = sum(map(_size, places))
+                now = sum(map(size_of, places))
                 if now > seen:
                     advance(now - seen)
                     seen = now
@@ -110,7 +110,7 @@ def _ignore(count: int) -> None:
     """Take what nobody is shown."""
 
 
-def _size(place: Path) -> int:
+def size_of(place: Path) -> int:
     """Return the bytes in a folder or a file, which may change or go meanwhile."""
     total = 0
     for folder, _, names in os.walk(place):

@@ -64,8 +64,8 @@ def plan_prune(directory: str | os.PathLike[str], keep: KeepPolicy | None = None
         raise ConfigError(f"prune: {policy} is a function, of which other processes know nothing")
     situation = Situation(run_directory.complete_records(), run, policy, {})
     kept = situation.kept_by(policy)
-    history = [candidate(record) for record in situation.readable]
-    leaving = [r for r in situation.readable if r.step not in kept]
+    history = [candidate(record) for record in situation.counted]
+    leaving = [r for r in situation.counted if r.step not in kept]
     few = len(leaving) <= _EXPLAINED
     goes = [
         Goes(

@@ -12,9 +12,11 @@ from ckpt_callbacks.addresses import fetch, is_address, take_over
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import ConfigError, UsageError
 from ckpt_callbacks.manifest import fsync, seal, verify
+from ckpt_callbacks.progress import growing
 from ckpt_callbacks.record import ADOPTED, RunFile
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.schedule import EveryNSteps
+from ckpt_callbacks.stores import redact
 
 __all__ = ["pull"]
 
@@ -73,7 +75,8 @@ def _take(target: RunDirectory, address: str) -> int:
     into = target.trash / "pulled"
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
-    record = fetch(address, into)
+    with growing(f"fetching {redact(address)}", into.parent):
+        record = fetch(address, into)
     if (into / published.MANIFEST).exists():
         raise UsageError(
             f"pull: of {address} there are only the weights, as a file: `ckpt-callbacks export` "

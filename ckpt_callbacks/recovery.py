@@ -26,7 +26,7 @@ from ckpt_callbacks.progress import growing
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.stores import RunInfo, Store, redact
 
-__all__ = ["choose", "copy_from", "recover", "refuse_others"]
+__all__ = ["choose", "copy_from", "not_here", "recover", "refuse_others"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -134,7 +134,7 @@ def choose(
     `last` goes back to the newest older one that is whole, and says so.
 
     Raises:
-        CheckpointNotFound: there is no such step.
+        CheckpointNotFound: there is no such step, or it is in a store that does not give it back.
         CorruptCheckpoint: the step that was named is damaged everywhere.
         UsageError: it is older than the newest, and `discard_newer` is not given.
         StateMismatch: newer ones are to go, and the state does not fit it.
@@ -150,7 +150,7 @@ def choose(
         return _newest_whole(ledger, repair)
     chosen = _named(ledger, resume)
     step = chosen.step if chosen else -1
-    if newer := [s for s in ledger.steps() if s > step]:
+    if newer := [s for s in ledger.counted() if s > step]:
         if not discard_newer:
             raise UsageError(_choices(ledger, step, newer))
         if chosen:
@@ -169,7 +169,7 @@ def _named(ledger: Ledger, resume: Resume) -> Record | None:
     if resume is None:
         return None
     step = ledger.decision().aliases.get("best") if resume == "best" else resume
-    there = ledger.steps()
+    there = ledger.counted()
     if step not in there:
         raise CheckpointNotFound(
             f"{ledger.directory} has no checkpoint {resume!r} to go on from; it has steps "
@@ -226,6 +226,9 @@ def _ensure_whole(ledger: Ledger, record: Record, repair: Repair) -> None:
         CorruptCheckpoint: it is damaged, and no true copy is to be had.
     """
     directory = ledger.directory
+    if record.lost:
+        _fetch_back(ledger, record, repair)
+        return
     try:
         directory.bring(record)
     except CorruptCheckpoint as error:
@@ -235,6 +238,34 @@ def _ensure_whole(ledger: Ledger, record: Record, repair: Repair) -> None:
         logger.error("%s. It is repaired from another copy", error)
         seal(new)
         directory.put_in_place(record.step, new)
+
+
+def _fetch_back(ledger: Ledger, record: Record, repair: Repair) -> None:
+    """Bring a checkpoint back that is in a store alone.
+
+    Raises:
+        CheckpointNotFound: no store gives a true copy.
+    """
+    new = ledger.directory.fetching(record.step)
+    if not record.files or not repair(record, new):
+        raise not_here(ledger.directory, record)
+    seal(new)
+    ledger.directory.take_in(record.step, new)
+    ledger.lost(record.step, lost=False)
+
+
+def not_here(directory: RunDirectory, record: Record) -> CheckpointNotFound:
+    """Return what to raise where a checkpoint is in a store alone that does not give it."""
+    where = ", ".join(f"{name} ({copy.ref})" for name, copy in record.copies.items())
+    if record.files:
+        return CheckpointNotFound(
+            f"step {record.step} is not in {directory} any more, and no store gives it back: "
+            f"{where}"
+        )
+    return CheckpointNotFound(
+        f"step {record.step} was saved on another machine and never was in {directory}: give "
+        f"its address in {where} to restore it"
+    )
 
 
 def copy_from(stores: Iterable[tuple[Store, RunInfo]], record: Record, into: Path) -> bool:

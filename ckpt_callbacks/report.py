@@ -14,6 +14,7 @@ from ckpt_callbacks.policy import Candidate, KeepPolicy, as_step
 from ckpt_callbacks.record import Copy, Record, RunFile
 from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.retention import Decision, decide, explain, policy_from_json, ranked_metrics
+from ckpt_callbacks.situation import is_away
 from ckpt_callbacks.text import as_text, counted, listed, suggestion
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
     for step, record in records.items():
         where = [run_directory.kind] if step in here else []
         if record.state == "complete" and not where:
-            where = [f"{run_directory.kind} (missing)"]
+            where = [] if is_away(record) else [f"{run_directory.kind} (missing)"]
         for name, copy in sorted(record.copies.items()):
             title = titles.get(name, name)
             where.append(title if copy.state == "confirmed" else f"{title} ({copy.state})")

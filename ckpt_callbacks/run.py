@@ -69,6 +69,7 @@ class Run(Generic[S]):
         plugins: list[object],
         *,
         resume: Resume,
+        run_id: str | None,
         start_from: Weights | None,
         init: Callable[[], S] | None,
         discard_newer: bool,
@@ -86,6 +87,7 @@ class Run(Generic[S]):
         self._timed = timed
         self._hooks = Hooks(plugins, critical=self._stop, timed=timed)
         self._resume: Resume = resume
+        self._run_id = run_id
         self._discard_newer = discard_newer
         self._drain_limit = drain_limit
         self._system_metrics = system_metrics
@@ -125,8 +127,10 @@ class Run(Generic[S]):
                 self._config,
                 self._hooks,
                 resume=self._resume,
+                run_id=self._run_id,
                 discard_newer=self._discard_newer,
                 compare=partial(compare, like=self._state),
+                here=self._checkpoint.keep_here,
                 failed=self._save_failed,
                 sample=self._system_metrics,
                 latest=self._latest_step,

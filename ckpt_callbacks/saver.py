@@ -237,5 +237,9 @@ class Saver:
                 ledger.evicted(step, reason)
                 hit("record-evicted")
                 self._hooks.emit(Evicted("local", step, reason))
+        for step in ledger.spare():
+            if ledger.let_go(step):
+                directory.to_trash(step)
+                self._hooks.emit(Evicted("local", step, "the stores that keep it have it"))
         directory.empty_trash()
         hit("trash-emptied")

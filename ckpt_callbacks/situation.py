@@ -24,9 +24,13 @@ from ckpt_callbacks.retention import (
 )
 from ckpt_callbacks.stores import Curve, Overview, Rank, Shown
 
-__all__ = ["Situation", "candidate", "is_waiting"]
+__all__ = ["Situation", "candidate", "is_away", "is_waiting"]
 
 _Inputs = tuple[KeepPolicy, list[Candidate], Decision, View, set[int]]
+
+_MOST_GONE = 2000
+"""Evicted checkpoints of which people are shown the metrics, so that a long run sends no more with
+each save than a short one."""
 
 
 def candidate(record: Record) -> Candidate:
@@ -40,6 +44,28 @@ def is_waiting(record: Record, store: str) -> bool:
     return copy is not None and copy.state == "pending" and copy.shared
 
 
+def _stride(count: int) -> int:
+    """Return a power of two by which `count` things are at most `_MOST_GONE` and seldom others."""
+    return int(1 << (max(0, count - 1) // _MOST_GONE).bit_length())
+
+
+def _has(record: Record, store: str) -> bool:
+    """Return whether a store has confirmed its copy."""
+    copy = record.copies.get(store)
+    return copy is not None and copy.state == "confirmed"
+
+
+def _is_elsewhere(record: Record) -> bool:
+    """Return whether a store has all bytes of a checkpoint as a copy of its own."""
+    return any(c.state == "confirmed" and not c.shared for c in record.copies.values())
+
+
+def is_away(record: Record) -> bool:
+    """Return whether a checkpoint counts that is in a store, and not in the directory."""
+    counts = record.state == "complete" and not record.discarded
+    return counts and record.lost and _is_elsewhere(record)
+
+
 @dataclass(frozen=True)
 class Situation:
     """What is known of a run; it does not change."""
@@ -50,6 +76,8 @@ class Situation:
     """What to keep; `run.change` says what is to be kept until it is in force."""
     stores: Mapping[str, KeepPolicy | None]
     """By name, each with the policy of its own that it may have."""
+    here: KeepPolicy | None = None
+    """Of what is kept, what the directory holds once the stores have the rest; all if `None`."""
 
     @cached_property
     def complete(self) -> list[Record]:
@@ -62,9 +90,16 @@ class Situation:
         return [r for r in self.complete if not r.discarded]
 
     @cached_property
+    def counted(self) -> list[Record]:
+        """Those that are judged: in the directory, or let go since stores have them."""
+        if self.here is None:
+            return self.readable
+        return [*self.readable, *filter(is_away, self.records.values())]
+
+    @cached_property
     def decision(self) -> Decision:
-        """What to keep, over the complete checkpoints that are there."""
-        return self.decide(self.readable)
+        """What to keep, over the complete checkpoints that count."""
+        return self.decide(self.counted)
 
     def decide(self, records: Iterable[Record]) -> Decision:
         """Return what to keep of `records`."""
@@ -85,6 +120,28 @@ class Situation:
         begun = [r.step for r in self.records.values() if r.state == "evicting"]
         return begun + evictable(self.decision, [r.step for r in self.complete], leased)
 
+    def spare(self, leased: Collection[int]) -> list[int]:
+        """Return the local steps that are kept, and that the directory may leave to the stores.
+
+        That is when every store that is to hold a step has confirmed it, and one of them has bytes
+        of its own. The newest stays, and while a changed policy is not in force all do.
+        """
+        if self.here is None or self.run.change or not self.readable:
+            return []
+        history = [candidate(r) for r in self.counted]
+        own = narrow(self.decision, self.policy, self.here, history, self.run.pins).kept
+        stay = {*own, *leased, max(r.step for r in self.readable)}
+        rest = [r for r in self.readable if r.step in self.decision.kept and r.step not in stay]
+        if not rest:
+            return []
+        wanted = {store: self._inputs(store, self._decision_for(store))[2] for store in self.stores}
+        return sorted(
+            r.step
+            for r in rest
+            if _is_elsewhere(r)
+            and all(_has(r, s) for s, decision in wanted.items() if r.step in decision.kept)
+        )
+
     def leaving(self) -> dict[int, str]:
         """Return the steps that go once a changed policy is in force, and what it says of each."""
         if not self.run.change:
@@ -102,13 +159,13 @@ class Situation:
 
     def would_keep(self, new: Candidate) -> bool:
         """Return whether the policy has a place for a step that is not saved yet."""
-        history = [candidate(r) for r in self.readable if r.step != new.step]
+        history = [candidate(r) for r in self.counted if r.step != new.step]
         return new.step in self.policy.keep(sorted([*history, new], key=lambda c: c.step))
 
     def kept_by(self, keep: KeepPolicy) -> Mapping[int, str]:
         """Return the steps that would be kept by another policy, each with its reason."""
         run = self.run
-        history = map(candidate, self.readable)
+        history = map(candidate, self.counted)
         return decide(keep, history, run.pins, promoted=run.named).kept
 
     def unmeasured(self) -> list[int]:
@@ -119,7 +176,7 @@ class Situation:
         """Return what each policy says of a step, or why it was discarded."""
         if reason := self.records[step].discarded:
             return reason
-        history = {r.step: candidate(r) for r in [self.records[step], *self.readable]}
+        history = {r.step: candidate(r) for r in [self.records[step], *self.counted]}
         return explain(self.policy, history.values(), step)
 
     def rank(self, alias: str, step: int) -> Rank | None:
@@ -145,9 +202,10 @@ class Situation:
         Args:
             store: by name.
             name: of the run.
-            gone: the checkpoints that were evicted.
+            gone: the checkpoints that were evicted; of very many some are left out.
         """
         decision, view = self._decision_for(store), self.view(store)
+        gone = gone[:: _stride(len(gone))]
         rows = [
             Shown(
                 step=step,
@@ -180,7 +238,7 @@ class Situation:
     def _new_decision(self) -> Decision:
         """Return what to keep once the changed policy is in force."""
         run = self.run
-        return decide(self.policy, map(candidate, self.readable), run.pins, promoted=run.named)
+        return decide(self.policy, map(candidate, self.counted), run.pins, promoted=run.named)
 
     def _decision_for(self, store: str) -> Decision:
         """Return what to keep, with the steps of which only `store` has a copy.
@@ -189,9 +247,10 @@ class Situation:
         in the store may be the only one left.
         """
         held = self.view(store).held
-        lost = [r for s, r in self.records.items() if r.lost and s in held]
+        lost = [r for s, r in self.records.items() if r.lost and not r.discarded and s in held]
         if lost := lost + self._waiting(store):
-            return self.decide([*self.readable, *lost])
+            judged = {r.step: r for r in [*self.counted, *lost]}
+            return self.decide(judged.values())
         return self.decision
 
     def _waiting(self, store: str) -> list[Record]:

@@ -17,11 +17,13 @@ from ckpt_callbacks.manifest import verify as check_files
 from ckpt_callbacks.nearby import nearby
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import Candidate, as_step
+from ckpt_callbacks.progress import growing
 from ckpt_callbacks.record import File, Record
-from ckpt_callbacks.recovery import copy_from
+from ckpt_callbacks.recovery import copy_from, not_here
 from ckpt_callbacks.remote import is_bucket, open_directory
 from ckpt_callbacks.retention import policy_from_json, promote
-from ckpt_callbacks.stores import Store
+from ckpt_callbacks.situation import is_away
+from ckpt_callbacks.stores import Store, redact
 from ckpt_callbacks.text import listed, suggestion
 
 __all__ = ["Reader", "visit"]
@@ -75,6 +77,8 @@ def _from_run(
 ) -> S:
     while True:
         record = _resolve(directory, which)
+        if record.lost:
+            return _from_elsewhere(directory, record, reader, stores, not_here(directory, record))
         try:
             with directory.lend(record, only, check=verify) as (path, files):
                 state = reader(path, record, files)
@@ -138,12 +142,12 @@ def _from_elsewhere(
     record: Record,
     reader: Reader[S],
     stores: Sequence[Store] | None,
-    error: CorruptCheckpoint,
+    error: CorruptCheckpoint | CheckpointNotFound,
 ) -> S:
-    """Read a damaged checkpoint from a store that has a true copy.
+    """Read a checkpoint that is damaged or not here from a store that has a true copy.
 
     Raises:
-        CorruptCheckpoint: no store has one.
+        CorruptCheckpoint, CheckpointNotFound: `error`, since no store has one.
     """
     import tempfile
 
@@ -152,9 +156,11 @@ def _from_elsewhere(
     infos = [info_of(directory, run, store.name, None) for store in there]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / str(record.step)
-        if not copy_from(list(zip(there, infos, strict=True)), record, copy):
+        pairs = list(zip(there, infos, strict=True))
+        if not record.files or not copy_from(pairs, record, copy):
             raise error
-        logger.error("%s. It is read from another copy", error)
+        if isinstance(error, CorruptCheckpoint):
+            logger.error("%s. It is read from another copy", error)
         return reader(copy, record, {})
 
 
@@ -175,7 +181,8 @@ def _from_tracker(
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkpoint"
         copy.mkdir()
-        record = fetch(address, copy, only=only)
+        with growing(f"fetching {redact(address)}", copy.parent):
+            record = fetch(address, copy, only=only)
         if (copy / published.MANIFEST).exists():
             if weights is None:
                 raise CheckpointNotFound(
@@ -196,7 +203,7 @@ def _resolve(directory: RunDirectory, which: int | str) -> Record:
     """
     if not isinstance(which, str):
         record = directory.read_record(which)
-        if record is None or not directory.is_readable(record):
+        if record is None or not (directory.is_readable(record) or is_away(record)):
             steps = list(directory.complete_records())
             raise CheckpointNotFound(
                 f"{directory} has no step {which}; it has {listed(steps)}"
@@ -204,6 +211,8 @@ def _resolve(directory: RunDirectory, which: int | str) -> Record:
             )
         return record
     complete = directory.complete_records()
+    away = directory.read_records(lambda path, error: None)
+    complete = {s: r for s, r in away.items() if is_away(r)} | complete
     run = directory.read_run()
     policy = policy_from_json(run.policy) if run else None
     history = [Candidate(s, r.metrics) for s, r in complete.items()]

@@ -24,6 +24,7 @@ __all__ = [
     "Copy",
     "Curve",
     "File",
+    "Found",
     "Known",
     "Listing",
     "MetricPoint",
@@ -114,6 +115,16 @@ class Known:
     metrics: Mapping[str, float]
     """Finite ones only."""
     pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A whole checkpoint that a store has, for a machine that has nothing of its run."""
+
+    address: str
+    """As `ckpt_callbacks.restore` takes it."""
+    bytes: int
+    """Size of its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +247,18 @@ class Store(ABC):
             ConfigError: the store could make nothing of checkpoints of such a state.
         """
         return
+
+    def find(self, run_id: str) -> Mapping[int, Found]:
+        """Return all whole checkpoints that the store has of a run, by step.
+
+        It is called after `entered` and before `open`, on a thread of its own, where the run is to
+        go on from wherever its newest checkpoint is. Nothing is to be begun or changed. A store
+        whose checkpoints have no address has none to give.
+
+        Raises:
+            Exception: the store can not be asked. That there are none is no error.
+        """
+        return {}
 
     @abstractmethod
     def open(self, run: RunInfo) -> Mapping[str, str]:

@@ -18,6 +18,9 @@ import ckpt_callbacks as cc
 import embedded
 from ckpt_callbacks import manifest, orbax_io
 from ckpt_callbacks.hooks import Hooks
+from ckpt_callbacks.policy import Candidate
+from ckpt_callbacks.record import RunFile
+from ckpt_callbacks.situation import Situation
 from ckpt_callbacks.testing import MemoryStore, Recorder
 from ckpt_callbacks_wandb import WandbTracker
 from loops import advance, callbacks_in, new_state
@@ -241,3 +244,17 @@ def test_data_files_are_of_a_limited_size(tmp_path: Path, monkeypatch: pytest.Mo
     sizes = [p.stat().st_size for p in manifest.files_in(tmp_path / "0")]
     assert sum(sizes) >= 4 * 2**20
     assert max(sizes) <= 2 * 2**20
+
+
+def test_a_long_run_shows_no_more_evicted_checkpoints_than_a_short_one() -> None:
+    policy = cc.LatestN(1) | cc.BestN(1, "score", mode="max")
+    situation = Situation({}, RunFile("0123456789ab", []), policy, {"memory": None})
+
+    def shown(count: int) -> list[int]:
+        gone = [Candidate(step, {"score": 0.5}) for step in range(count)]
+        (curve,) = situation.overview("memory", "run", gone).curves
+        return [step for step, _ in curve.points]
+
+    assert shown(2000) == list(range(2000))
+    assert shown(2001) == shown(2002) == list(range(0, 2002, 2))  # seldom others
+    assert 1000 < len(shown(100_000)) <= 2000

@@ -1,9 +1,9 @@
 """Checkpoints in MLflow by their address.
 
 `mlflow:/NAME@ALIAS` and `mlflow:/NAME/VERSION` name a version of a registered model, and
-`mlflow:/runs/RUN_ID/STEP` the checkpoint of a step of a run. MLflow's own `models:/NAME@ALIAS` is
-understood too. The server is the one that MLflow's
-own settings name, such as `MLFLOW_TRACKING_URI`.
+`mlflow:/runs/RUN_ID/STEP` the checkpoint of a step of a run, and `mlflow:/MODEL_ID` a LoggedModel.
+MLflow's own `models:/NAME@ALIAS` is understood too. The server is the one that MLflow's own
+settings name, such as `MLFLOW_TRACKING_URI`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
+    from ckpt_callbacks_mlflow._tracker import MLflowTracker
+
 __all__ = ["fetch"]
 
-_FORMS = "mlflow:/NAME@ALIAS, mlflow:/NAME/VERSION or mlflow:/runs/RUN_ID/STEP"
+_FORMS = "mlflow:/NAME@ALIAS, mlflow:/NAME/VERSION, mlflow:/runs/RUN_ID/STEP or mlflow:/MODEL_ID"
 
 
 def fetch(
@@ -62,8 +64,7 @@ def fetch(
     from mlflow.tracking import get_tracking_uri
 
     set_deadlines()
-    given = (tracker.settings() or {}).get("tracking_uri") if tracker else None
-    uri = given or get_tracking_uri()
+    uri = cast("MLflowTracker", tracker).tracking_uri if tracker else get_tracking_uri()
     if not exists(uri):  # and is not made by looking
         raise CheckpointNotFound(f"MLflow has no {address}: there is no database {uri}")
     client = MlflowClient(uri)
@@ -102,6 +103,8 @@ def _resolve(client: MlflowClient, address: str) -> LoggedModel:
     path = re.sub(r"^(mlflow|models):/*", "", address)
     if match := re.fullmatch(r"runs/(\w+)/(\d+)", path):
         return _of_run(client, address, *match.groups())
+    if re.fullmatch(r"m-\w+", path):
+        return _ours(client.get_logged_model(path), address)
     if match := re.fullmatch(r"([^/@]+)@([^/@]+)", path):
         version = client.get_model_version_by_alias(*match.groups())
     elif match := re.fullmatch(r"([^/@]+)/(\d+)", path):
@@ -112,6 +115,12 @@ def _resolve(client: MlflowClient, address: str) -> LoggedModel:
     if model_id is None:
         raise CheckpointNotFound(f"{address} was not made by ckpt_callbacks")
     return client.get_logged_model(model_id)
+
+
+def _ours(model: LoggedModel, address: str) -> LoggedModel:
+    if RUN_TAG not in model.tags:
+        raise CheckpointNotFound(f"{address} was not made by ckpt_callbacks")
+    return model
 
 
 def _of_run(client: MlflowClient, address: str, run_id: str, step: str) -> LoggedModel:

@@ -15,9 +15,9 @@ from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record, record_from_json
 from ckpt_callbacks.remote import copy_referenced
-from ckpt_callbacks.stores import Known
+from ckpt_callbacks.stores import Found, Known
 from ckpt_callbacks_mlflow._files import FOLDER, download, repository
-from ckpt_callbacks_mlflow._registry import STEP_TAG
+from ckpt_callbacks_mlflow._registry import RUN_TAG, STEP_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +33,7 @@ __all__ = [
     "manifest",
     "search",
     "step_of",
+    "whole",
 ]
 
 MANIFEST = "checkpoint.json"
@@ -128,6 +129,16 @@ def known_of(model: LoggedModel) -> Known:
         metrics=known.get("metrics", {}),
         pinned=bool(known.get("pinned")),
     )
+
+
+def whole(client: MlflowClient, experiments: Sequence[str], key: str) -> dict[int, Found]:
+    """Return what a run can go on from, by step: all that was sent, and not a part of it."""
+    models = search(client, experiments, f"tags.{RUN_TAG} = '{key}'") if experiments else []
+    ready = [m for m in models if is_ready(m) and m.params.get("sent") == "checkpoint"]
+    return {
+        step_of(m): Found(f"mlflow:/{m.model_id}", int(m.params["bytes"]))
+        for m in sorted(ready, key=lambda m: m.creation_timestamp)
+    }
 
 
 def is_ready(model: LoggedModel) -> bool:

@@ -19,6 +19,7 @@ __all__ = [
     "EXPERIMENTS_TAG",
     "existing",
     "experiments_of",
+    "find_experiments",
     "find_or_create_experiment",
     "find_or_create_run",
     "is_active",
@@ -68,10 +69,9 @@ def find_or_create_experiment(
     """
     from mlflow.exceptions import MlflowException
 
-    # `mlflow.set_experiment` leaves the id in the environment.
-    if not name and (known := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+    known, name = _named_experiment(name)
+    if known:
         return known
-    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -84,6 +84,37 @@ def find_or_create_experiment(
     if found.lifecycle_stage != "active":
         raise ConfigError(f"the MLflow experiment {name!r} is deleted: restore it")
     return str(found.experiment_id)
+
+
+def find_experiments(
+    client: MlflowClient, name: str | None, run_id: str | None, key: str
+) -> list[str]:
+    """Return the experiments that may hold checkpoints of the run directory with the id `key`.
+
+    Args:
+        client: of MLflow.
+        name: of the experiment, as for `find_or_create_experiment`; nothing is made here.
+        run_id: of the run of somebody else that is used, which has its own experiment.
+        key: our tag.
+    """
+    if run_id:
+        used = existing(client, run_id)
+        return [str(used.info.experiment_id)] if used else []
+    known, name = _named_experiment(name)
+    if not known:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return []
+        known = str(found.experiment_id)
+    homes = _find_runs(client, known, key)
+    return list(dict.fromkeys([known, *(e for run in homes for e in experiments_of(run))]))
+
+
+def _named_experiment(name: str | None) -> tuple[str | None, str]:
+    """Return the id of the experiment that is meant, if that is known, and else its name."""
+    # `mlflow.set_experiment` leaves the id in the environment.
+    known = None if name else os.environ.get("MLFLOW_EXPERIMENT_ID")
+    return known, name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
 
 
 def is_active(run: Run) -> bool:

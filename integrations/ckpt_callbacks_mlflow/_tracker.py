@@ -22,6 +22,7 @@ from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import (
     Checkpoint,
     Copy,
+    Found,
     Listing,
     MetricPoint,
     Overview,
@@ -37,7 +38,7 @@ from ckpt_callbacks_mlflow._connection import (
     has_secret,
     set_deadlines,
 )
-from ckpt_callbacks_mlflow._fetch import known_of
+from ckpt_callbacks_mlflow._fetch import known_of, whole
 from ckpt_callbacks_mlflow._files import repository, send
 from ckpt_callbacks_mlflow._models import Models
 from ckpt_callbacks_mlflow._names import as_key, as_tag
@@ -46,6 +47,7 @@ from ckpt_callbacks_mlflow._runs import (
     EXPERIMENTS_TAG,
     existing,
     experiments_of,
+    find_experiments,
     find_or_create_experiment,
     find_or_create_run,
     is_active,
@@ -232,15 +234,32 @@ class MLflowTracker(Tracker):
         if self._payload:
             self._payload.fits("MLflowTracker", leaves)
 
+    @property
+    def tracking_uri(self) -> str:
+        """The server or database, which MLflow says where nobody else does."""
+        from mlflow.tracking import get_tracking_uri
+
+        return self._uri or self._tracking_uri or str(get_tracking_uri())
+
+    def find(self, run_id: str) -> Mapping[int, Found]:
+        load("mlflow")
+        from mlflow import MlflowClient
+
+        set_deadlines()
+        if not exists(self.tracking_uri):  # and is not made by asking
+            return {}
+        client = MlflowClient(self.tracking_uri)
+        experiments = find_experiments(client, self._experiment, self._adopts, run_id)
+        return whole(client, experiments, run_id)
+
     def open(self, run: RunInfo) -> Mapping[str, str]:
         # Here and not above: it takes seconds, and this is the worker's thread.
         load("mlflow")
         from mlflow import MlflowClient
-        from mlflow.tracking import get_tracking_uri
 
         set_deadlines()
         self._info, self._ranks, self._not_finite = run, {}, {}
-        self._uri = self._uri or self._tracking_uri or get_tracking_uri()
+        self._uri = self.tracking_uri
         if not run.reading:
             create_database(self._uri, run.run_id)
         self._client = MlflowClient(self._uri)

@@ -13,13 +13,15 @@ from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record, record_from_json
 from ckpt_callbacks.remote import copy_referenced
-from ckpt_callbacks.stores import Known
+from ckpt_callbacks.stores import Found, Known
 from ckpt_callbacks_wandb._held import FOLDER, MANIFEST
 
 if TYPE_CHECKING:
     import wandb
 
-__all__ = ["fetch", "known_of", "manifest"]
+    from ckpt_callbacks_wandb._versions import Versions
+
+__all__ = ["fetch", "known_of", "manifest", "whole"]
 
 
 def fetch(
@@ -86,6 +88,15 @@ def manifest(version: wandb.Artifact) -> Record:
     if tree_digest(record.files) != version.metadata["digest"]:
         raise RecordError(f"{where} is not the one that was sent: its digest differs")
     return record
+
+
+def whole(versions: Versions) -> dict[int, Found]:
+    """Return what a run can go on from, by step: all that was sent, and not a part of it."""
+    return {
+        step: Found(f"wandb:{version.qualified_name}", version.size)
+        for step, version in versions.own().items()
+        if version.metadata.get("sent", "checkpoint") == "checkpoint"
+    }
 
 
 def known_of(version: wandb.Artifact) -> Known:

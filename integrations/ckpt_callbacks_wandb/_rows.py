@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.stores import MetricPoint
@@ -53,6 +54,8 @@ class Rows:
         """Rows that are in a log, until the points that follow them have come."""
         self._under_way: set[_Name] = set()
         """Rows that were given to the client and have not been seen in its log."""
+        self._last: dict[str, int] = {}
+        """The last step of each metric that another machine logged to the run."""
 
     def resume(self, logs: Sequence[Log], starts: Starts) -> None:
         """Log again what earlier starts of the run logged and the server has not had.
@@ -77,15 +80,25 @@ class Rows:
         missing = {n: row for _, found in rows for n, row in found.items() if n not in there}
         self._send({name: row.values for name, row in missing.items()})
 
+    def go_on(self, api: wandb.Api) -> None:
+        """Leave out from now on what another machine has logged: its steps are taken again here."""
+        for row in api.run(self._run.path).scan_history():
+            for name in row.keys() if STEP_KEY in row else ():
+                self._last[name] = max(self._last.get(name, -1), int(row[STEP_KEY]))
+
     def log(self, points: Sequence[MetricPoint]) -> None:
         """Log points, and return when they are in W&B's log file, if that is waited for."""
-        points = [p for p in points if p.values]
+        points = [p for p in map(self._new_of, points) if p.values]
         rows = [{**p.values, STEP_KEY: p.step, _TIME_KEY: p.time} for p in points]
         named = {_name(p.step, p.time, p.values): row for p, row in zip(points, rows, strict=True)}
         new = {name: row for name, row in named.items() if name not in self._logged}
         self._send(new)
         if new and len(new) == len(named):  # past what a kill may have cut
             self._logged.clear()
+
+    def _new_of(self, point: MetricPoint) -> MetricPoint:
+        new = {k: v for k, v in point.values.items() if point.step > self._last.get(k, -1)}
+        return point if len(new) == len(point.values) else replace(point, values=new)
 
     def _has(self, log: Log, row: Row) -> bool:
         """Return whether the server has a row; in a log of an online start its steps are known."""

@@ -24,6 +24,7 @@ from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.stores import (
     Checkpoint,
     Copy,
+    Found,
     Listing,
     MetricPoint,
     Overview,
@@ -32,7 +33,7 @@ from ckpt_callbacks.stores import (
     redact,
 )
 from ckpt_callbacks_wandb._address import QUERY_SECONDS
-from ckpt_callbacks_wandb._fetch import fetch
+from ckpt_callbacks_wandb._fetch import fetch, whole
 from ckpt_callbacks_wandb._files import Files
 from ckpt_callbacks_wandb._held import Held
 from ckpt_callbacks_wandb._link import Link
@@ -228,6 +229,8 @@ class WandbTracker(Tracker):
             self._payload.check("WandbTracker", items)
         client = sys.modules.get("wandb")
         self._adopts = adoptable(self._project, self._run_id)
+        if self._adopts:
+            self._found = {"project": self._adopts.project, "entity": self._adopts.entity}
         mode = self._mode or os.environ.get("WANDB_MODE") or "online"
         if mode not in ("online", "offline", "shared") and not self._adopts:
             raise ConfigError(
@@ -241,10 +244,17 @@ class WandbTracker(Tracker):
         if self._payload:
             self._payload.fits("WandbTracker", leaves)
 
+    def find(self, run_id: str) -> Mapping[int, Found]:
+        mode = self._mode or os.environ.get("WANDB_MODE")
+        if self._adopts.offline if self._adopts else mode == "offline":
+            return {}  # what is held for later is in the directory
+        load("wandb")
+        return whole(self._versions(run_id))
+
     def open(self, run: RunInfo) -> Mapping[str, str]:
         self._info = run
         # Not of the directory, many of which are called the same, and which may be renamed.
-        name = self._artifact or f"model-{run.run_id}"
+        name = self._name(run.run_id)
         self._held = Held(run.scratch, name, self._send, self._reference, self._ttl, self._payload)
         if run.reading:
             return run.remembered
@@ -280,6 +290,8 @@ class WandbTracker(Tracker):
             self._run, self._log, waits=self._adopts is None, api=None if owned else api
         )
         self._rows.resume(logs, starts)
+        if owned and api and self._run.resumed and not run.remembered:
+            self._rows.go_on(api)
         return {"run_id": run.run_id}
 
     def put(self, checkpoint: Checkpoint, aliases: Sequence[str]) -> Copy:
@@ -295,11 +307,7 @@ class WandbTracker(Tracker):
             raise CheckpointNotFound(f"no files of step {step} are held for W&B")
         elif self._info.reading:
             load("wandb")
-            api = self._api()
-            path = "/".join(
-                filter(None, [self._found["entity"], self._found["project"], self._held.name])
-            )
-            fetch(Versions(api, path, self._info.run_id, 0.0, self._info.rank).of(step), into)
+            fetch(self._versions(self._info.run_id).of(step), into)
         else:
             self._opened.get(step, into)
 
@@ -391,6 +399,14 @@ class WandbTracker(Tracker):
             job_type=self._job_type,
             tags=self._tags or None,
         )
+
+    def _name(self, run_id: str) -> str:
+        return self._artifact or f"model-{run_id}"
+
+    def _versions(self, run_id: str) -> Versions:
+        """Return what the server has of a run, to read only: it need not be open."""
+        parts = [self._found["entity"], self._found["project"], self._name(run_id)]
+        return Versions(self._api(), "/".join(filter(None, parts)), run_id, 0.0, lambda a, s: None)
 
     def _api(self) -> wandb.Api:
         import wandb
