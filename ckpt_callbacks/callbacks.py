@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_callbacks.addresses import is_address
-from ckpt_callbacks.anywhere import check_run_id
 from ckpt_callbacks.checkpoint import OrbaxCheckpoint
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.errors import ConfigError
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Callbacks"]
 
 S = TypeVar("S")
+_LONGEST = threading.TIMEOUT_MAX
 
 
 class Callbacks:
@@ -44,6 +44,8 @@ class Callbacks:
             what the loop waits for, and the work in the background. The table is `run.profile`,
             which is logged at the end of the run. A call that is measured costs a few µs more;
             without it nothing is measured.
+        process_timeout: where `jax.distributed` runs, seconds to wait for another process where
+            all have to come; then `ProcessLost` names who is missing.
         clock: the clocks, which a test may replace.
 
     Raises:
@@ -58,6 +60,7 @@ class Callbacks:
         grace: float = 30.0,
         system_metrics: float | None = None,
         profile: bool = False,
+        process_timeout: float = 300.0,
         clock: Clock | None = None,
     ) -> None:
         for plugin in plugins:
@@ -69,12 +72,13 @@ class Callbacks:
             if isinstance(plugin, list | tuple):
                 raise ConfigError("Callbacks: give the plugins one by one, not as a list")
         for option, value in (("drain_limit", drain_limit), ("grace", grace)):
-            if not isinstance(value, int | float) or not 0 <= value < threading.TIMEOUT_MAX:
+            if not isinstance(value, int | float) or not 0 <= value < _LONGEST:
                 raise ConfigError(
                     f"Callbacks: {option} must be a number of seconds from 0, not {value!r}"
                 )
         if system_metrics is not None:
             _check_interval(system_metrics)
+        _check_timeout(process_timeout)
         checkpoints = [p for p in plugins if isinstance(p, OrbaxCheckpoint)]
         self._stores = [p for p in plugins if isinstance(p, Store)]
         if len(checkpoints) > 1:
@@ -89,6 +93,7 @@ class Callbacks:
         self._plugins = [p for p in plugins if not isinstance(p, OrbaxCheckpoint)]
         self._drain_limit, self._grace, self._clock = drain_limit, grace, clock or Clock()
         self._system_metrics, self._profile = system_metrics, profile
+        self._process_timeout = process_timeout
         # Registering checks every hook, now rather than when the first one is called.
         if idle := [p for p in self._plugins if not isinstance(p, Store) and not _has_hooks(p)]:
             raise ConfigError(
@@ -174,12 +179,15 @@ class Callbacks:
             drain_limit=self._drain_limit,
             grace=self._grace,
             system_metrics=self._system_metrics,
+            process_timeout=self._process_timeout,
             clock=self._clock,
         )
 
 
 def _check_resume(resume: Resume, run_id: str | None, checkpoint: OrbaxCheckpoint | None) -> None:
     if run_id is not None:
+        from ckpt_callbacks.anywhere import check_run_id  # what it needs takes a while to import
+
         check_run_id(run_id)
     is_step = isinstance(resume, int) and not isinstance(resume, bool) and resume >= 0
     if not is_step and resume not in ("last", "best", ANYWHERE, None) and not is_address(resume):
@@ -196,6 +204,13 @@ def _check_resume(resume: Resume, run_id: str | None, checkpoint: OrbaxCheckpoin
         )
     if (is_address(resume) or resume == ANYWHERE) and checkpoint is None:
         raise ConfigError(f"run: resume={resume!r} needs an OrbaxCheckpoint to go on in")
+
+
+def _check_timeout(seconds: float) -> None:
+    if not isinstance(seconds, int | float) or not 0 < seconds < _LONGEST:
+        raise ConfigError(
+            f"Callbacks: process_timeout must be a number of seconds above 0, not {seconds!r}"
+        )
 
 
 def _check_interval(seconds: float) -> None:

@@ -135,7 +135,7 @@ class Contents:
         }
         # What saves itself also loads itself.
         like |= {at[0]: wanted[at] for at in wanted if self.leaves[at].leaf.kind == "files"}
-        loaded = orbax_io.load(self.path, like) if like else {}
+        loaded = orbax_io.load(self.path, like, alone=numpy) if like else {}
         flat = {folder: jax.tree_util.tree_leaves(loaded[folder]) for folder, _ in asked.values()}
         return {
             at: finished(flat[folder][i], self.leaves[at], wanted[at], dtype, numpy=numpy)

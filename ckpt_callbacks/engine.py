@@ -24,6 +24,7 @@ from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricBuffer, MetricLog
 from ckpt_callbacks.plan import Action, Publish
 from ckpt_callbacks.policy import KeepPolicy, Resume
+from ckpt_callbacks.processes import Processes
 from ckpt_callbacks.progress import growing, transfer, watched
 from ckpt_callbacks.recovery import choose, copy_from, recover, refuse_others
 from ckpt_callbacks.retention import policy_from_json
@@ -76,6 +77,7 @@ class Engine:
         sending: whether the stores are to send what they only hold for later.
         drain_limit: seconds that each store may take at the end.
         timed: stands around each piece of work.
+        processes: the others that the loop runs in, which follow this one.
 
     Raises:
         ConfigError: the directory cannot be written, or holds foreign checkpoints.
@@ -105,6 +107,7 @@ class Engine:
         sending: bool = False,
         drain_limit: float = 60.0,
         timed: Timed = untimed,
+        processes: Processes | None = None,
     ) -> None:
         self.directory = directory
         self._training = training
@@ -159,7 +162,7 @@ class Engine:
             self._system = SystemMetrics(directory.root, sample, latest, buffer.append)
             self._exit.callback(self._system.close)
             self._inbox = Inbox(directory, ledger.mutex, self._announce, self._apply)
-            self._saver = saver = Saver(ledger, hooks, buffer.flush, failed, timed)
+            self._saver = saver = Saver(ledger, hooks, buffer.flush, failed, timed, processes)
             if went_back is not None:
                 ledger.went_back(None)
                 saver.evict()  # before a step that was discarded is taken again
@@ -214,6 +217,28 @@ class Engine:
         with growing("saving", *places, total=newest.bytes if newest else None):
             self.wait()
             self.settle()  # a listener may still evaluate it
+
+    def word(self) -> dict[str, Any]:
+        """Return what the processes that follow have to know."""
+        step = self.resumed.step if self.resumed else None
+        return {"run": self.ledger.run_id, "step": step, "unmeasured": self.unmeasured()}
+
+    def unseen(self) -> str | None:
+        """Return what is wrong if this process has another directory than process 0."""
+        return None
+
+    def unmeasured(self) -> list[int]:
+        """Return the complete steps that lack a metric which the policy ranks by."""
+        return self.ledger.unmeasured()
+
+    def would_keep(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Return whether the policy has a place for a step that is not saved yet."""
+        self.wait()  # else the answer would depend on how fast the last save is
+        return self.ledger.would_keep(step, metrics)
+
+    def was_evicted(self, step: int) -> bool:
+        """Return whether this run has evicted a step."""
+        return self.ledger.was_evicted(step)
 
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Tell the plugins and the trackers of an evaluation, and rank by it.

@@ -10,6 +10,7 @@
     ├── CheckpointNotFound   (also LookupError)   no such step, or none at all
     ├── StateMismatch        (also ValueError)    the state and the checkpoint differ
     ├── SaveError            (also RuntimeError)  a checkpoint could not be saved
+    ├── ProcessLost          (also RuntimeError)  another process of the run did not come
     ├── CorruptCheckpoint    (also ValueError)    files are not what the record says
     └── RecordError          (also ValueError)    a record that cannot be read
         └── NewerFormat                           it was written by a newer version
@@ -25,6 +26,7 @@ __all__ = [
     "DirectoryLocked",
     "MissingExtra",
     "NewerFormat",
+    "ProcessLost",
     "RecordError",
     "SaveError",
     "StateMismatch",
@@ -66,6 +68,10 @@ class CorruptCheckpoint(CkptCallbacksError, ValueError):
 
 class SaveError(CkptCallbacksError, RuntimeError):
     """A checkpoint could not be saved, and the run was told to stop then."""
+
+
+class ProcessLost(CkptCallbacksError, RuntimeError):
+    """Another process of the run did not come to where all have to meet, or failed."""
 
 
 class RecordError(CkptCallbacksError, ValueError):

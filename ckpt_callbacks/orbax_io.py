@@ -7,13 +7,17 @@ and raises a failure once.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from ckpt_callbacks.errors import CorruptCheckpoint
+from ckpt_callbacks.processes import own_index
 
 __all__ = [
     "LEFT_OUT",
@@ -47,6 +51,10 @@ the time that one file takes, with any size from 16 to 256 MiB; fewer files are 
 tracker."""
 
 
+_operations = threading.RLock()
+"""Held while Orbax counts an operation, which all processes have to do alike."""
+
+
 class PendingSave(Protocol):
     """A save in flight."""
 
@@ -72,7 +80,7 @@ def save(path: Path, items: Items, metadata: Mapping[str, Any]) -> PendingSave:
     context.array.saving.ocdbt_target_data_file_size = _DATA_FILE
     # Else a folder that can not be made leaves threads waiting that keep the process from ending.
     context.asynchronous.create_directories_asynchronously = False
-    with context:
+    with _operations, context:
         pending: PendingSave = ocp.save_checkpointables_async(
             path, dict(items), custom_metadata=dict(metadata)
         )
@@ -93,16 +101,42 @@ def save_plain(path: Path, item: str, tree: Any, metadata: Mapping[str, Any]) ->
         checkpointer.save(path, tree, custom_metadata=dict(metadata))
 
 
-def load(path: Path, like: Items) -> dict[str, Any]:
+def load(path: Path, like: Items, *, alone: bool = False) -> dict[str, Any]:
     """Read the items that `like` names, with its structure, dtypes and shardings.
 
-    What is `LEFT_OUT` in it is not read, and is the same in the result.
+    What is `LEFT_OUT` in it is not read, and is the same in the result. Where there are several
+    processes all have to call it, unless they read `alone`, into the memory of the host.
     """
     from orbax.checkpoint import v1 as ocp
 
-    if WHOLE in like:
-        return {WHOLE: ocp.load(path, like[WHOLE])}
-    return dict(ocp.load_checkpointables(path, dict(like)))
+    index = own_index() if alone else None
+    with _operations if index is None else _uncounted(index):
+        if WHOLE in like:
+            return {WHOLE: ocp.load(path, like[WHOLE])}
+        return dict(ocp.load_checkpointables(path, dict(like)))
+
+
+@contextmanager
+def _uncounted(index: int) -> Iterator[None]:
+    """Let one process of several do without the others what all of them do together elsewhere.
+
+    Orbax (0.12) puts the number of the operation into what processes wait for, and each counts for
+    itself: after one that the others have not seen they would wait for ever.
+    """
+    from orbax.checkpoint import v1 as ocp
+    from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator as Numbers
+
+    context = ocp.Context()
+    context.multiprocessing.primary_host = index
+    context.multiprocessing.active_processes = {index}
+    with _operations:
+        number = Numbers._operation_id
+        try:
+            with context:
+                yield
+        finally:
+            Numbers._operation_id = number
+            Numbers._operation_id_counter = itertools.count(number + 1)
 
 
 def metadata(path: Path) -> dict[str, Any]:

@@ -93,6 +93,9 @@ class SavePolicy(Policy, ABC):
 
     watches_evaluations = False
     """Whether it is asked at every step that was evaluated, besides those of `next_due`."""
+    by_steps = False
+    """Whether its answers follow from the steps alone: where there are several processes, each
+    then answers for itself, and else process 0 tells the others at every step."""
 
     @abstractmethod
     def next_due(self, after: int | None) -> int:
@@ -169,6 +172,10 @@ class AnyOf(SavePolicy, KeepPolicy):
     @property
     def watches_evaluations(self) -> bool:  # type: ignore[override]
         return any(p.watches_evaluations for p in self._saving())
+
+    @property
+    def by_steps(self) -> bool:  # type: ignore[override]
+        return all(p.by_steps for p in self._saving())
 
     def next_due(self, after: int | None) -> int:
         return min((p.next_due(after) for p in self._saving()), default=NEVER)

@@ -54,8 +54,10 @@ class Preemption:
         It is on the main thread of a process whose handler for SIGTERM Python knows.
         """
         jax = sys.modules.get("jax")
-        self.distributed = bool(jax and jax.distributed.is_initialized())
-        if self.distributed or threading.current_thread() is not threading.main_thread():
+        runs = bool(jax and jax.distributed.is_initialized())
+        # A user may have turned its service off; the signal is not ours then either.
+        self.distributed = bool(runs and jax and jax.config.jax_enable_preemption_service)
+        if runs or threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGTERM) is not None:
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import threading
 import time
 from collections import Counter
@@ -119,11 +118,6 @@ class RemoteDirectory(RunDirectory):
     # Ownership
 
     def _acquire(self, brief: bool) -> None:
-        if not brief and _processes() > 1:
-            raise ConfigError(
-                f"{self}: several processes can not share a run directory in object storage, since "
-                "what Orbax writes has to be on one machine first: choose a shared file system"
-            )
         super()._acquire(brief)  # of what is on this machine
         try:
             lease = Lease(self.bucket, f"{_META}/lease", self._clock)
@@ -469,10 +463,17 @@ def _folder(parent: Path | None = None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _processes() -> int:
-    """Return how many processes JAX has, without starting it."""
-    jax = sys.modules.get("jax")
-    return jax.process_count() if jax and jax.distributed.is_initialized() else 1
+def refuse_bucket(where: str | os.PathLike[str]) -> None:
+    """Refuse a place that several processes can not save to together.
+
+    Raises:
+        ConfigError: it is in object storage.
+    """
+    if is_bucket(where):
+        raise ConfigError(
+            f"{where}: several processes can not share a run directory in object storage, since "
+            "what Orbax writes has to be on one machine first: choose a shared file system"
+        )
 
 
 def _sizes(path: Path) -> dict[str, int]:

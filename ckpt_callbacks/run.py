@@ -28,13 +28,15 @@ from ckpt_callbacks.errors import (
 )
 from ckpt_callbacks.evaluations import Evaluations
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
+from ckpt_callbacks.following import Follower
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.metrics import host_floats
 from ckpt_callbacks.paths import show
 from ckpt_callbacks.policy import NEVER, Resume, SaveContext, SavePolicy, as_step
 from ckpt_callbacks.preemption import Preemption
+from ckpt_callbacks.processes import Processes, describe, here
 from ckpt_callbacks.reading import compare, read
-from ckpt_callbacks.remote import open_directory
+from ckpt_callbacks.remote import open_directory, refuse_bucket
 from ckpt_callbacks.report import Summary, summarize
 from ckpt_callbacks.restoring import Weights
 from ckpt_callbacks.state import check, is_abstract, kinds_of, leaves_of
@@ -76,6 +78,7 @@ class Run(Generic[S]):
         drain_limit: float,
         grace: float,
         system_metrics: float | None,
+        process_timeout: float,
         clock: Clock,
         timed: Timed = untimed,
     ) -> None:
@@ -91,9 +94,12 @@ class Run(Generic[S]):
         self._discard_newer = discard_newer
         self._drain_limit = drain_limit
         self._system_metrics = system_metrics
+        self._process_timeout = process_timeout
+        self._processes: Processes | None = None
+        self._asks = False  # whether process 0 is asked at every step
         self._clock = clock
         self._preemption = Preemption(grace, self._wake)
-        self._engine: Engine | None = None
+        self._engine: Engine | Follower | None = None
         self._must_read = False
         self._log: Callable[[tuple[int, Mapping[str, Any]]], object] = _drop
         self._evaluations = Evaluations(checkpoint)
@@ -114,30 +120,48 @@ class Run(Generic[S]):
         if self._entered:
             raise UsageError("a run is entered once: make a new one with callbacks.run")
         self._entered, self._thread = True, threading.get_ident()
+        checkpoint, self._processes = self._checkpoint, here(self._process_timeout)
+        if self._processes is None or checkpoint is None:
+            self._processes = None
+            self._enter()
+        else:
+            self._enter_together(checkpoint, self._processes)
+        return self
+
+    def _enter_together(self, checkpoint: OrbaxCheckpoint, processes: Processes) -> None:
+        """Enter the run in all processes: process 0 opens the directory, and the others see it."""
+        refuse_bucket(checkpoint.directory)
+        self._asks = not checkpoint.save.by_steps or checkpoint.busy == "skip"
+        if not processes.decides:
+            self._stores = []
+        processes.compare(
+            {
+                "directory": str(open_directory(checkpoint.directory)),
+                "save": str(checkpoint.save),
+                "keep": str(checkpoint.keep),
+                "busy": checkpoint.busy,
+                "keep_here": str(checkpoint.keep_here),
+                "resume": f"{self._resume!r}, discard_newer={self._discard_newer}",
+                "run_id": str(self._run_id),
+                **describe(self._state),
+            }
+        )
+        with processes.opening(lambda: self._engine.word() if self._engine else None):
+            self._enter()
+        try:
+            processes.share(self._engine.unseen() if self._engine else None)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+
+    def _enter(self) -> None:
         if self._checkpoint:
             items = check(self._state)  # what cannot be saved is known before the first step
             leaves = kinds_of(self._state) if self._stores else {}
             for store in self._stores:
                 store.entered(items)
                 store.fits(leaves)
-            self._engine = engine = Engine(
-                open_directory(self._checkpoint.directory, self._clock),
-                self._checkpoint.keep,
-                self._stores,
-                self._config,
-                self._hooks,
-                resume=self._resume,
-                run_id=self._run_id,
-                discard_newer=self._discard_newer,
-                compare=partial(compare, like=self._state),
-                here=self._checkpoint.keep_here,
-                failed=self._save_failed,
-                sample=self._system_metrics,
-                latest=self._latest_step,
-                clock=self._clock,
-                drain_limit=self._drain_limit,
-                timed=self._timed,
-            )
+            self._engine = engine = self._open(self._checkpoint)
             self._saved_at = self._clock.monotonic()
             if engine.resumed:
                 self._last = engine.resumed.step
@@ -156,7 +180,30 @@ class Run(Generic[S]):
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
-        return self
+
+    def _open(self, checkpoint: OrbaxCheckpoint) -> Engine | Follower:
+        directory = open_directory(checkpoint.directory, self._clock)
+        if self._processes and not self._processes.decides:
+            return Follower(directory, self._processes, self._hooks, self._save_failed)
+        return Engine(
+            directory,
+            checkpoint.keep,
+            self._stores,
+            self._config,
+            self._hooks,
+            resume=self._resume,
+            run_id=self._run_id,
+            discard_newer=self._discard_newer,
+            compare=partial(compare, like=self._state),
+            here=checkpoint.keep_here,
+            failed=self._save_failed,
+            sample=self._system_metrics,
+            latest=self._latest_step,
+            clock=self._clock,
+            drain_limit=self._drain_limit,
+            timed=self._timed,
+            processes=self._processes,
+        )
 
     def __exit__(
         self,
@@ -175,6 +222,8 @@ class Run(Generic[S]):
                 if self._engine and self._checkpoint:
                     self._save_at_end(status, self._checkpoint.save, self._engine)
                     self._engine.finish_saving()
+                    if self._processes and kind is None:  # so that all may read it from here on
+                        self._processes.agree("the last checkpoint", lambda: None)
                 if self._preemption.notice:
                     status = "preempted"
             finally:
@@ -278,7 +327,7 @@ class Run(Generic[S]):
         A kill between a step and its evaluation leaves them; `cc.restore(…, which=step)` and
         `on_eval(step, …)` make up for it.
         """
-        return self._engine.ledger.unmeasured() if self._engine else []
+        return self._engine.unmeasured() if self._engine else []
 
     def on_step(
         self,
@@ -398,7 +447,7 @@ class Run(Generic[S]):
         self._raise_stopped()
         if not self._started:
             self._first_step(step)
-        if self._is_past(step):
+        if self._agreed(f"run.save of step {step}", lambda: self._is_past(step)):
             raise UsageError(f"step {step} is not newer than {self._last}, which was saved before")
         about = None if metadata is None else _as_json(metadata)
         self._save((step, state, metrics, about), self._engine)
@@ -450,28 +499,33 @@ class Run(Generic[S]):
         self._set_gate()
         self._raise_stopped()
 
-    def _save_if_due(self, taken: _Taken, checkpoint: OrbaxCheckpoint, engine: Engine) -> None:
+    def _save_if_due(
+        self, taken: _Taken, checkpoint: OrbaxCheckpoint, engine: Engine | Follower
+    ) -> None:
         step = taken[0]
-        evaluated = self._evaluations.of(step)
 
-        def would_keep() -> bool:
-            engine.wait()  # else the answer would depend on how fast the last save is
-            return engine.ledger.would_keep(step, evaluated)
+        def due() -> bool:
+            evaluated = self._evaluations.of(step)
+            context = SaveContext(
+                step=step,
+                last=self._last,
+                now=self._clock.monotonic(),
+                last_time=self._saved_at,
+                evaluated=evaluated,
+                would_keep=lambda: engine.would_keep(step, evaluated),
+                busy=engine.busy,
+                preempted=self._preemption.notice,
+            )
+            skipped = checkpoint.busy == "skip" and engine.busy
+            return step != self._last and not skipped and checkpoint.save.due(context)
 
-        context = SaveContext(
-            step=step,
-            last=self._last,
-            now=self._clock.monotonic(),
-            last_time=self._saved_at,
-            evaluated=evaluated,
-            would_keep=would_keep,
-            busy=engine.busy,
-            preempted=self._preemption.notice,
-        )
-        skipped = checkpoint.busy == "skip" and engine.busy
-        if step != self._last and not skipped and checkpoint.save.due(context):
+        if self._agreed(f"step {step}", due) if self._asks else due():
             self._save(taken, engine)
-        self._next_save = checkpoint.save.next_due(step)
+        self._next_save = step + 1 if self._asks else checkpoint.save.next_due(step)
+
+    def _agreed(self, topic: str, decide: Callable[[], bool]) -> bool:
+        """Return what `decide` says, in process 0 if there are several."""
+        return bool(self._processes.agree(topic, decide)) if self._processes else decide()
 
     def _last_chance(self, step: int) -> bool:
         """Return whether the process is about to end and `step` is to be saved before."""
@@ -479,14 +533,18 @@ class Run(Generic[S]):
             return False
         self._last_chance_used = True
         logger.warning("told to end: step %d is the last one that is saved", step)
-        return not self._is_past(step)
+        return not self._agreed(f"the last save, step {step}", lambda: self._is_past(step))
 
     def _is_past(self, step: int) -> bool:
         """Return whether `step`, or a newer one, was saved."""
         return self._last is not None and step <= self._last and step != self._failed_step
 
-    def _save_at_end(self, status: str, policy: SavePolicy, engine: Engine) -> None:
+    def _save_at_end(self, status: str, policy: SavePolicy, engine: Engine | Follower) -> None:
         latest, self._latest = self._latest, None
+        if self._processes:
+            if status != "finished":
+                return  # the others are elsewhere
+            self._processes.meet(f"the end of the run, last step {latest and latest[0]}")
         if latest is None:
             return
         try:
@@ -494,10 +552,11 @@ class Run(Generic[S]):
         except ConfigError as error:  # it came on the fast way
             logger.error("the last step is not saved: %s", error)
             return
-        if not self._is_past(step) and (self._last_chance(step) or policy.at_end(status)):
+        past = self._agreed(f"the end, step {step}", lambda: self._is_past(step))
+        if not past and (self._last_chance(step) or policy.at_end(status)):
             self._save((step, *latest[1:]), engine)
 
-    def _save(self, taken: _Taken, engine: Engine) -> None:
+    def _save(self, taken: _Taken, engine: Engine | Follower) -> None:
         step, state, metrics, metadata = taken
         engine.wait()  # before the lock: a listener of the last save may evaluate
         with self._evaluations.mutex:
@@ -513,14 +572,19 @@ class Run(Generic[S]):
             engine.settle()
 
     def _evaluated(
-        self, step: int, values: Mapping[str, float], engine: Engine, *, ranked: bool
+        self,
+        step: int,
+        values: Mapping[str, float],
+        engine: Engine | Follower,
+        *,
+        ranked: bool,
     ) -> None:
         """Note an evaluation: of a checkpoint, of a step that may become one, or of neither."""
         if ranked:
             self._evaluations.met()
         elif self._last is None or step > self._last:
             self._evaluations.add(step, values)
-        elif not engine.ledger.was_evicted(step):
+        elif not engine.was_evicted(step):
             self._evaluations.missed(step)
         if self._checkpoint and self._checkpoint.save.watches_evaluations:
             self._next_save = min(self._next_save, step)
@@ -544,7 +608,7 @@ class Run(Generic[S]):
         self._next_hook = self._hooks.first_step(step)
         if self._checkpoint:
             due = self._checkpoint.save.next_due(self._last)
-            self._next_save = step if self._evaluations.of(step) else due
+            self._next_save = step if self._asks or self._evaluations.of(step) else due
         self._started = True
 
     def _set_gate(self) -> None:

@@ -22,6 +22,7 @@ from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import host_floats
+from ckpt_callbacks.processes import Processes, as_global
 from ckpt_callbacks.state import capture
 from ckpt_callbacks.timing import Timed, untimed
 
@@ -49,6 +50,7 @@ class Saver:
         flush: writes down all metrics that the loop has logged so far.
         failed: gets step and error of every save that fails, before its event.
         timed: stands around the parts of a save.
+        processes: those that save together with this one, if there are any.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Saver:
         flush: Callable[[], None],
         failed: Callable[[int, BaseException], None] = lambda step, error: None,
         timed: Timed = untimed,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes
         self._timed = timed
         self._flush = flush
         self._failed = failed
@@ -117,11 +121,14 @@ class Saver:
                 self._ledger.saving(step, evaluated, metadata)
             hit("record-saving")
         except Exception as error:
-            return error
+            return self._agreed(step, error)
+        if refused := self._agreed(step, None):
+            return refused
         try:
+            items = as_global(captured.items) if self._processes else captured.items
             about = {"run": self._ledger.run_id, "leaves": captured.notes}
             with self._timed("Orbax's call"):
-                pending = orbax_io.save(path, captured.items, about)
+                pending = orbax_io.save(path, items, about)
         except Exception as error:
             self._discard(step)
             return error
@@ -133,6 +140,21 @@ class Saver:
         waited = time.monotonic() - started
         self._work.put(_InFlight(step, pending, metrics, started, waited))
         return None
+
+    def _agreed(self, step: int, error: Exception | None) -> Exception | None:
+        """Return why a step is not saved, in this process or for the sake of another one."""
+        if self._processes is None:
+            return error
+        refused: Exception | None = None
+        try:
+            refused = self._processes.before_save(step, error)
+        except BaseException:
+            if error is None:
+                self._discard(step)
+            raise
+        if refused and error is None:
+            self._discard(step)
+        return refused
 
     def report(self, step: int, error: Exception) -> None:
         """Tell of a save that did not begin."""

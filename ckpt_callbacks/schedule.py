@@ -24,6 +24,7 @@ class EveryNSteps(SavePolicy, KeepPolicy):
         ConfigError: `n` is not a positive integer.
     """
 
+    by_steps = True
     n: int
 
     def __post_init__(self) -> None:
@@ -96,6 +97,7 @@ class CustomSteps(SavePolicy, KeepPolicy):
         ConfigError: one of them is not an integer from 0.
     """
 
+    by_steps = True
     steps: frozenset[int]
 
     def __init__(self, steps: Iterable[int]) -> None:
@@ -161,6 +163,7 @@ class AtEnd(SavePolicy):
     A state whose buffers were donated to a later step is gone and is not saved (`SaveFailed`).
     """
 
+    by_steps = True
     errors: bool = False
 
     def next_due(self, after: int | None) -> int:

@@ -250,7 +250,7 @@ class RemoteContract(DirectoryContract):
         assert cc.find(where, "best").step == 2
         for which, step in (("best", 2), ("last", 10), (2, 2)):
             assert_same(cc.restore(where, like=new_state(), which=which), after(step))
-        assert "Step 4 was evicted" in why(where, 4)
+        assert "Step 4 was evicted" in str(why(where, 4))
         assert cc.verify(where) == []
 
         machine("third")

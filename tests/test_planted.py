@@ -507,8 +507,8 @@ BUGS = [
         ORBAX,
         "test_run.py::test_a_folder_that_somebody_made_at_the_place_of_a_save_stays",
         SAVER,
-        "except Exception as error:\n            return error\n",
-        "except Exception as error:\n            self._discard(step)\n            return error\n",
+        "            return self._agreed(step, error)\n",
+        "            self._discard(step)\n            return self._agreed(step, error)\n",
     ),
     Bug(
         "a symbolic link is evicted",

@@ -14,7 +14,6 @@ from ckpt_callbacks.bucket import Bucket, is_bucket
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.lease import Card, Lease
 from ckpt_callbacks.memory import Memory, Tail
-from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.testing import FakeClock
 from object_storage import DirectoryContract, RemoteContract
 
@@ -160,7 +159,9 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckpt_callbacks.remote._processes", lambda: 2)
+    monkeypatch.setattr("ckpt_callbacks.run.here", lambda timeout: object())
+    monkeypatch.setattr("ckpt_callbacks.extras.find_spec", lambda name: object())
+    checkpoint = cc.OrbaxCheckpoint("s3://bucket/x", save=cc.EveryNSteps(1), keep=cc.LatestN(1))
 
     with pytest.raises(cc.ConfigError, match="several processes can not share"):
-        open_directory("memory://bucket/run").acquire()
+        cc.Callbacks(checkpoint).run({"params": 1.0}).__enter__()

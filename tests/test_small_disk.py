@@ -34,7 +34,7 @@ def test_the_directory_holds_the_newest_and_the_store_all(tmp_path: Path) -> Non
     assert rows.keys() == {1, 4, 5}
     assert rows[1].where == ["Memory"]
     assert rows[1].aliases == ["best"]
-    assert "best #1" in why(tmp_path / "run", 1)
+    assert "best #1" in str(why(tmp_path / "run", 1))
 
 
 def test_what_is_decided_is_what_is_decided_without_it(tmp_path: Path) -> None:
