@@ -38,7 +38,7 @@ def values_of(folder: FilePath, part: Any) -> dict[Path, Any] | None:
     file = equinox_file(folder)
     if file is None or part is None:
         return None
-    from ckpt_callbacks.formats.equinox import read_into
+    from ckpt_callbacks.formats._equinox_file import read_into
 
     leaves = leaves_of(read_into(file, part))
     return {at: np.asarray(x) if isinstance(x, jax.Array) else x for at, x in leaves.items()}

@@ -1,10 +1,4 @@
-"""What trackers publish beside a checkpoint: its weights as a file that other libraries read.
-
-In a copy it lies beside the checkpoint::
-
-    weights/           `model.safetensors`, or shards and their index
-    weights.json       how it was made, and size and digest of each file
-"""
+"""What trackers publish beside a checkpoint: its weights as a file that other libraries read."""
 
 from __future__ import annotations
 
@@ -14,21 +8,16 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, RecordError, StateMismatch
+from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, StateMismatch
 from ckpt_callbacks.leaves import Leaf
-from ckpt_callbacks.manifest import seal, verify
+from ckpt_callbacks.manifest import seal
 from ckpt_callbacks.paths import Path as Location
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.policy import positive
-from ckpt_callbacks.record import File, record_from_json
+from ckpt_callbacks.record import record_from_json
 from ckpt_callbacks.stores import Checkpoint
 
-__all__ = ["FOLDER", "MANIFEST", "Safetensors", "as_payload", "files_of", "verified"]
-
-FOLDER = "weights"
-"""Where a copy has the file, or its shards."""
-MANIFEST = "weights.json"
-"""Where it has size and digest of them."""
+__all__ = ["Safetensors", "as_payload"]
 
 
 @dataclass(frozen=True)
@@ -156,31 +145,6 @@ def as_payload(who: str, payload: Safetensors | Mapping[str, Any] | None) -> Saf
     if isinstance(payload, Mapping):
         return Safetensors(**payload)
     raise ConfigError(f"{who}: payload must be cc.Safetensors(...), not {payload!r}")
-
-
-def files_of(text: str, where: str) -> dict[str, File]:
-    """Return the files that `weights.json` names; `where` names it in errors.
-
-    Raises:
-        RecordError: it is damaged.
-    """
-    try:
-        files = json.loads(text)["files"]
-        return {str(n): File(int(f["size"]), str(f["digest"])) for n, f in files.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RecordError(f"{where} is damaged: {type(error).__name__}: {error}") from error
-
-
-def verified(copy: Path) -> Path:
-    """Return the folder of the weights in a copy that is on this disk, once they were checked.
-
-    Raises:
-        CorruptCheckpoint: a file is damaged.
-        RecordError: their manifest is.
-    """
-    manifest = copy / MANIFEST
-    verify(copy / FOLDER, files_of(manifest.read_text(encoding="utf-8"), str(manifest)))
-    return copy / FOLDER
 
 
 def _unread() -> Any:

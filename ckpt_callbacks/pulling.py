@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 
-from ckpt_callbacks import published
+from ckpt_callbacks import publication
 from ckpt_callbacks.addresses import fetch, is_address, take_over
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import ConfigError, UsageError
@@ -77,7 +77,7 @@ def _take(target: RunDirectory, address: str) -> int:
     into.mkdir(parents=True)
     with growing(f"fetching {redact(address)}", into.parent):
         record = fetch(address, into)
-    if (into / published.MANIFEST).exists():
+    if (into / publication.MANIFEST).exists():
         raise UsageError(
             f"pull: of {address} there are only the weights, as a file: `ckpt-callbacks export` "
             "writes them, and `load_params` reads them"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ckpt_callbacks import orbax_io, published
+from ckpt_callbacks import orbax_io, publication
 from ckpt_callbacks.addresses import fetch, is_address
 from ckpt_callbacks.catalog import info_of, stores_of
 from ckpt_callbacks.directory import RunDirectory
@@ -183,14 +183,14 @@ def _from_tracker(
         copy.mkdir()
         with growing(f"fetching {redact(address)}", copy.parent):
             record = fetch(address, copy, only=only)
-        if (copy / published.MANIFEST).exists():
+        if (copy / publication.MANIFEST).exists():
             if weights is None:
                 raise CheckpointNotFound(
                     f"{owner}: of {address} there are only the weights, as a file, which "
                     "`load_params` and `export` read: the checkpoint itself was not sent, and is "
                     "not on this machine"
                 )
-            return weights(published.verified(copy))
+            return weights(publication.verified(copy))
         if verify:  # maybe fewer items than were saved
             check_files(copy, record.files, orbax_io.item_names(copy))
         return reader(copy, record, {})

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import ckpt_callbacks as cc
-from ckpt_callbacks import published
+from ckpt_callbacks import publication
 from ckpt_callbacks.formats import safetensors
 from ckpt_callbacks.leaves import Leaf
-from ckpt_callbacks.published import as_payload, verified
+from ckpt_callbacks.publication import verified
+from ckpt_callbacks.published import as_payload
 from ckpt_callbacks.record import record_from_json, record_to_json
 from ckpt_callbacks.state import kinds_of
 from payloads import check_plainly, check_read, saved, state_of
@@ -95,8 +96,8 @@ def test_a_damaged_checkpoint_is_not_published(tmp_path: Path) -> None:
 
 def test_what_is_damaged_in_a_copy_is_told(tmp_path: Path) -> None:
     checkpoint, _ = saved(tmp_path)
-    text = cc.Safetensors().write(checkpoint, tmp_path / published.FOLDER)
-    (tmp_path / published.MANIFEST).write_text(text)
+    text = cc.Safetensors().write(checkpoint, tmp_path / publication.FOLDER)
+    (tmp_path / publication.MANIFEST).write_text(text)
     assert verified(tmp_path) == tmp_path / "weights"
     file = tmp_path / "weights" / "model.safetensors"
     content = bytearray(file.read_bytes())
@@ -106,7 +107,7 @@ def test_what_is_damaged_in_a_copy_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(cc.CorruptCheckpoint, match=r"model.safetensors is damaged: its digest"):
         verified(tmp_path)
-    (tmp_path / published.MANIFEST).write_text(text[:-9])
+    (tmp_path / publication.MANIFEST).write_text(text[:-9])
     with pytest.raises(cc.RecordError, match=r"weights.json is damaged"):
         verified(tmp_path)
 

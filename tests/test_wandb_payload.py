@@ -14,7 +14,7 @@ import ckpt_callbacks as cc
 import wandb_log
 from ckpt_callbacks.formats import safetensors
 from ckpt_callbacks.manifest import verify
-from ckpt_callbacks.published import files_of
+from ckpt_callbacks.publication import files_of
 from ckpt_callbacks.stores import RunInfo
 from ckpt_callbacks.testing import Recorder
 from ckpt_callbacks_wandb import WandbTracker

@@ -14,6 +14,9 @@ from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
 from ckpt_callbacks.errors import CorruptCheckpoint, StateMismatch
+from ckpt_callbacks.extras import require
+from ckpt_callbacks.paths import show
+from ckpt_callbacks.state import names_of
 
 __all__ = ["Array", "arrays", "fitted", "header", "is_stored"]
 
@@ -132,3 +135,48 @@ def _cut(dtype: Any) -> Any:
     import jax
 
     return dtype if dtype.kind == "V" else jax.dtypes.canonicalize_dtype(dtype)
+
+
+def read_into(path: FilePath, like: Any, filter_spec: Any = None) -> Any:
+    """Return `like` with the leaves of a file.
+
+    Args:
+        path: of the file.
+        like: a module, or an abstract one with a `jax.ShapeDtypeStruct` for each array.
+        filter_spec: as Equinox has it. With one that pickles, it would run code: it is the
+            caller's to answer for; and damage cannot be told from what does not fit.
+
+    Raises:
+        CorruptCheckpoint: the file is damaged, or holds a pickle.
+        StateMismatch: it does not fit `like`; the message names the leaf.
+    """
+    import jax
+
+    with path.open("rb") as file:
+        header(path, file)
+        if filter_spec is not None:
+            return _filtered(path, file, like, filter_spec)
+        stored = list(arrays(path, file))
+        flat, treedef = jax.tree_util.tree_flatten_with_path(like)
+        count = sum(is_stored(leaf) for _, leaf in flat)
+        if len(stored) != count:
+            raise StateMismatch(f"{path} has {len(stored)} leaves, and the module {count}")
+        rest = iter(stored)
+        new = [
+            fitted(path, file, next(rest), leaf, show(names_of(keys))) if is_stored(leaf) else leaf
+            for keys, leaf in flat
+        ]
+    return jax.tree_util.tree_unflatten(treedef, new)
+
+
+def _filtered(path: FilePath, file: BinaryIO, like: Any, filter_spec: Any) -> Any:
+    require("equinox", extra="equinox", who="filter_spec")
+    import equinox
+
+    try:
+        new = equinox.tree_deserialise_leaves(file, like, filter_spec=filter_spec)
+    except (RuntimeError, ValueError, TypeError, EOFError) as error:
+        raise StateMismatch(f"{path} does not fit like with its filter_spec: {error}") from error
+    if file.read(1):
+        raise StateMismatch(f"{path} has more leaves than like with its filter_spec")
+    return new

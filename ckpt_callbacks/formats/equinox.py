@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path as FilePath
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from ckpt_callbacks.atomic import new_file
 from ckpt_callbacks.errors import ConfigError, StateMismatch
 from ckpt_callbacks.extras import require
-from ckpt_callbacks.formats._equinox_file import arrays, fitted, header, is_stored
+from ckpt_callbacks.formats._equinox_file import header, is_stored, read_into
 from ckpt_callbacks.leaves import key_impl
 from ckpt_callbacks.paths import show
 from ckpt_callbacks.state import apply, leaves_of, names_of
@@ -151,38 +151,6 @@ def hyper_parameters(path: FilePath) -> Any:
         return header(path, file)
 
 
-def read_into(path: FilePath, like: Any, filter_spec: Any = None) -> Any:
-    """Return `like` with the leaves of a file.
-
-    Args:
-        path: of the file.
-        like: a module, or an abstract one with a `jax.ShapeDtypeStruct` for each array.
-        filter_spec: as Equinox has it. With one that pickles, it would run code: it is the
-            caller's to answer for; and damage cannot be told from what does not fit.
-
-    Raises:
-        CorruptCheckpoint: the file is damaged, or holds a pickle.
-        StateMismatch: it does not fit `like`; the message names the leaf.
-    """
-    import jax
-
-    with path.open("rb") as file:
-        header(path, file)
-        if filter_spec is not None:
-            return _filtered(path, file, like, filter_spec)
-        stored = list(arrays(path, file))
-        flat, treedef = jax.tree_util.tree_flatten_with_path(like)
-        count = sum(is_stored(leaf) for _, leaf in flat)
-        if len(stored) != count:
-            raise StateMismatch(f"{path} has {len(stored)} leaves, and the module {count}")
-        rest = iter(stored)
-        new = [
-            fitted(path, file, next(rest), leaf, show(names_of(keys))) if is_stored(leaf) else leaf
-            for keys, leaf in flat
-        ]
-    return jax.tree_util.tree_unflatten(treedef, new)
-
-
 def _line(hyper_parameters: Any) -> bytes:
     """Return the first line of a file; nothing if there is nothing to say."""
     if hyper_parameters is None:
@@ -229,16 +197,3 @@ def _refused(dtype: Any) -> str | None:
     if not plain and dtype != jax.numpy.bfloat16:
         return f"is of dtype {dtype}, which Equinox cannot store"
     return None
-
-
-def _filtered(path: FilePath, file: BinaryIO, like: Any, filter_spec: Any) -> Any:
-    require("equinox", extra="equinox", who="filter_spec")
-    import equinox
-
-    try:
-        new = equinox.tree_deserialise_leaves(file, like, filter_spec=filter_spec)
-    except (RuntimeError, ValueError, TypeError, EOFError) as error:
-        raise StateMismatch(f"{path} does not fit like with its filter_spec: {error}") from error
-    if file.read(1):
-        raise StateMismatch(f"{path} has more leaves than like with its filter_spec")
-    return new

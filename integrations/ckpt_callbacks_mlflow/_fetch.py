@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_callbacks import published
+from ckpt_callbacks import publication
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Selection
@@ -83,7 +83,7 @@ def fetch(
         if copy_referenced(path, into, only):
             return
         if or_weights and "payload" in model.params:
-            download(store, [published.FOLDER, published.MANIFEST], into)
+            download(store, [publication.FOLDER, publication.MANIFEST], into)
         else:
             raise CheckpointNotFound(
                 f"MLflow has a reference to {path} only, and there is nothing there"

@@ -26,10 +26,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_callbacks import published
+from ckpt_callbacks import publication
 from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.payload import Send, chosen
-from ckpt_callbacks.published import Safetensors, files_of
+from ckpt_callbacks.publication import files_of
+from ckpt_callbacks.published import Safetensors
 from ckpt_callbacks.stores import Checkpoint
 from ckpt_callbacks_mlflow._fetch import (
     KNOWN_TAG,
@@ -131,8 +132,8 @@ class Models:
         with self._weights(checkpoint) as (made, text), tempfile.TemporaryDirectory() as about:
             folders: dict[str, Tree] = {FOLDER: (checkpoint.path, files)}
             if text:
-                folders[published.FOLDER] = (made, files_of(text, published.MANIFEST))
-                Path(about, published.MANIFEST).write_text(text, encoding="utf-8")
+                folders[publication.FOLDER] = (made, files_of(text, publication.MANIFEST))
+                Path(about, publication.MANIFEST).write_text(text, encoding="utf-8")
             model = found or self._create(checkpoint)
             store = repository(model.artifact_location, self._tracking_uri)
             self._describe(model, checkpoint, Path(about))
@@ -218,7 +219,7 @@ class Models:
     def _weights(self, checkpoint: Checkpoint) -> Iterator[tuple[Path, str]]:
         """Make what is published beside a checkpoint; yield where, and what describes it."""
         shutil.rmtree(self._made, ignore_errors=True)  # of a process that was killed
-        folder = self._made / published.FOLDER
+        folder = self._made / publication.FOLDER
         try:
             yield folder, self._payload.write(checkpoint, folder) if self._payload else ""
         finally:

@@ -24,7 +24,7 @@ from typing import Any
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.loading import load_params
 from ckpt_callbacks.payload import WEIGHTS
-from ckpt_callbacks.published import verified
+from ckpt_callbacks.publication import verified
 from ckpt_callbacks.reading import read_alone
 from ckpt_callbacks.record import record_from_json
 from ckpt_callbacks_mlflow._fetch import MANIFEST

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from ckpt_callbacks import published
+from ckpt_callbacks import publication
 from ckpt_callbacks.errors import CheckpointNotFound, RecordError
 from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.paths import Selection
@@ -49,8 +49,8 @@ def fetch(
         path = unquote(reference.path) if reference.scheme == "file" else where
         if copy_referenced(path, into, only):
             return
-        if or_weights and published.MANIFEST in version.manifest.entries:
-            for name in published.MANIFEST, f"{published.FOLDER}/":
+        if or_weights and publication.MANIFEST in version.manifest.entries:
+            for name in publication.MANIFEST, f"{publication.FOLDER}/":
                 version.download(root=str(into), path_prefix=name, skip_cache=True)
         else:
             raise CheckpointNotFound(

@@ -22,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_callbacks import published
+from ckpt_callbacks import publication
 from ckpt_callbacks.bucket import is_bucket
 from ckpt_callbacks.directory import replace_text
 from ckpt_callbacks.errors import CheckpointNotFound
@@ -111,8 +111,8 @@ class Held:
         folder = self._of(checkpoint.step)
         files = chosen("WandbTracker", checkpoint.files, self.send)
         if self._payload:
-            text = self._payload.write(checkpoint, folder / published.FOLDER)
-            (folder / published.MANIFEST).write_text(text, encoding="utf-8")
+            text = self._payload.write(checkpoint, folder / publication.FOLDER)
+            (folder / publication.MANIFEST).write_text(text, encoding="utf-8")
         (folder / "files").mkdir(parents=True)
         link_tree(checkpoint.path, folder / "files", files)
         # In the artifact too, so that equal weights at two steps are two versions, not one.
@@ -164,8 +164,8 @@ class Held:
         artifact = wandb.Artifact(self.name, TYPE, metadata=about)
         if self._ttl:
             artifact.ttl = self._ttl
-        held = {n: path for n in (MANIFEST, published.MANIFEST) if (path := folder / n).exists()}
-        for name, place in ("files", FOLDER), (published.FOLDER, published.FOLDER):
+        held = {n: path for n in (MANIFEST, publication.MANIFEST) if (path := folder / n).exists()}
+        for name, place in ("files", FOLDER), (publication.FOLDER, publication.FOLDER):
             for path in files_in(folder / name):
                 held[f"{place}/{path.relative_to(folder / name).as_posix()}"] = path
         # Immutable and without the cache: W&B reads the held links themselves and copies nothing.
