@@ -322,12 +322,25 @@ class RunDirectory:
         Raises:
             RecordError: one is damaged, or of a newer format.
         """
-        complete: dict[int, Record] = {}
-        for step, record in self._at_one_moment(self.is_readable).items():
+        return self._whole(self.is_readable)
+
+    def known_records(self) -> dict[int, Record]:
+        """Return the records of those, and of the checkpoints that are in trackers alone, in order.
+
+        Raises:
+            RecordError: one is damaged, or of a newer format.
+        """
+        from ckpt_callbacks.situation import is_away  # which saving and restoring do without
+
+        return self._whole(lambda record: self.is_readable(record) or is_away(record))
+
+    def _whole(self, accept: Callable[[Record], bool]) -> dict[int, Record]:
+        whole: dict[int, Record] = {}
+        for step, record in self._at_one_moment(accept).items():
             if isinstance(record, RecordError):
                 raise record
-            complete[step] = record
-        return complete
+            whole[step] = record
+        return whole
 
     def _at_one_moment(self, accept: Callable[[Record], bool]) -> dict[int, Record | RecordError]:
         """Return the records that are accepted, and the damaged ones, in order of steps.

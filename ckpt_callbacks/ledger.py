@@ -133,8 +133,12 @@ class Ledger:
         return sorted(r.step for r in self.situation.readable)
 
     def counted(self) -> list[int]:
-        """Return the steps that are judged: those, and the ones that are in stores alone."""
+        """Return the steps that are judged: those, and the ones that were let go."""
         return sorted(r.step for r in self.situation.counted)
+
+    def known(self) -> list[int]:
+        """Return the steps of all complete checkpoints, also of those in stores alone."""
+        return sorted(r.step for r in self.situation.known)
 
     def record(self, step: int) -> Record | None:
         """Return the record of a step."""
@@ -332,9 +336,9 @@ class Ledger:
             CheckpointNotFound: there is no such checkpoint to pin.
         """
         with self._mutex:
-            steps = set(self.steps())
+            steps = self.known()
             if pinned and step not in steps:
-                there = ", ".join(map(str, sorted(steps))) or "none"
+                there = ", ".join(map(str, steps)) or "none"
                 raise CheckpointNotFound(f"step {step} can not be pinned: the steps are {there}")
             run = self._run
             pins = run.pins | {step} if pinned else run.pins - {step}
@@ -348,8 +352,9 @@ class Ledger:
             CheckpointNotFound: there is no such checkpoint.
         """
         with self._mutex:
-            if step not in self.steps():
-                there = ", ".join(map(str, self.steps())) or "none"
+            steps = self.known()
+            if step not in steps:
+                there = ", ".join(map(str, steps)) or "none"
                 raise CheckpointNotFound(f"step {step} can not be {alias!r}: the steps are {there}")
             self._write_run(promoted={**self._run.promoted, alias: Promotion(step, when)})
         self._changed()
@@ -360,7 +365,7 @@ class Ledger:
         What is pinned, promoted or the newest by now stays.
         """
         with self._mutex:
-            kept, there = self.situation.kept_by(keep), {*self.steps()}
+            kept, there = self.situation.kept_by(keep), {*self.known()}
             if goes := there & {*steps} - kept.keys():
                 self.discard(goes, f"pruned: {keep} does not keep it")
 

@@ -28,7 +28,7 @@ class Goes:
     bytes: int
     """Size of its files in the directory."""
     where: Sequence[str]
-    """`local`, and the names of the stores that have a copy."""
+    """`local` if it is in the directory, and the names of the stores that have a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +62,18 @@ def plan_prune(directory: str | os.PathLike[str], keep: KeepPolicy | None = None
         isinstance(leaf, Opaque) for leaf in leaves(policy_from_json(policy_to_json(policy)))
     ):
         raise ConfigError(f"prune: {policy} is a function, of which other processes know nothing")
-    situation = Situation(run_directory.complete_records(), run, policy, {})
+    situation = Situation(run_directory.known_records(), run, policy, {})
     kept = situation.kept_by(policy)
-    history = [candidate(record) for record in situation.counted]
-    leaving = [r for r in situation.counted if r.step not in kept]
+    known = sorted(situation.known, key=lambda record: record.step)
+    history = [candidate(record) for record in known]
+    leaving = [r for r in known if r.step not in kept]
     few = len(leaving) <= _EXPLAINED
     goes = [
         Goes(
             r.step,
             explain(policy, history, r.step) if few else f"{policy} does not keep it",
-            r.bytes,
-            [run_directory.kind, *sorted(r.copies)],
+            0 if r.lost else r.bytes,
+            [run_directory.kind] * (not r.lost) + sorted(r.copies),
         )
         for r in leaving
     ]

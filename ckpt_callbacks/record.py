@@ -37,8 +37,12 @@ __all__ = [
 
 ADOPTED = "adopted"
 """Status of a run whose checkpoints all come from elsewhere, before its first loop."""
-FORMAT = 1
-"""Version of the files on disk. A newer one is refused, an older one is read."""
+FORMAT = 2
+"""Version of the files on disk. A newer one is refused, an older one is read.
+
+Written is the oldest that says all: 2 is a run with aliases that persons gave, which a reader of 1
+would drop.
+"""
 _HEAD = re.compile(r'\{"check":"crc32:[0-9a-f]{8}","text":"crc32:([0-9a-f]{8})",')
 """How a file begins: with its checksum, and with that of the text that follows here."""
 
@@ -233,7 +237,8 @@ def gone_from_json(line: str, where: str) -> Gone:
 
 def run_to_json(run: RunFile) -> str:
     """Return the text of `run.json`."""
-    return _dump({**asdict(run), "pins": sorted(run.pins)})
+    values = {**asdict(run), "pins": sorted(run.pins)}
+    return _dump(values, version=2 if run.promoted else 1)
 
 
 def run_from_json(text: str, where: str) -> RunFile:
@@ -276,9 +281,9 @@ def numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
     return {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
 
 
-def _dump(values: Mapping[str, Any]) -> str:
+def _dump(values: Mapping[str, Any], *, version: int = 1) -> str:
     # As it will be read: JSON has no tuples, and no keys but strings.
-    known = json.loads(json.dumps({"format": FORMAT, **values}, allow_nan=False))
+    known = json.loads(json.dumps({"format": version, **values}, allow_nan=False))
     rest = json.dumps(known, separators=(",", ":"), allow_nan=False)[1:]
     known["text"] = text = f"crc32:{zlib.crc32(rest.encode()):08x}"
     return f'{{"check":"{_check(known)}","text":"{text}",{rest}'

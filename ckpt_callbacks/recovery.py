@@ -41,14 +41,14 @@ def recover(ledger: Ledger) -> None:
     is told that the run went back.
     """
     directory = ledger.directory
-    before = ledger.newest()
+    before = max(ledger.counted(), default=-1)
     lost = _find_lost(ledger)
-    newest = ledger.newest()
+    newest = max(ledger.counted(), default=-1)
     discarded = [s for s, r in ledger.records().items() if r.discarded and r.state == "complete"]
     # Those that were pruned are older than what stays.
-    back = [s for s in discarded if newest is None or s > newest.step]
+    back = [s for s in discarded if s > newest]
     if back or (lost and newest != before):
-        ledger.went_back(newest.step if newest else -1)
+        ledger.went_back(newest)
     for step, record in ledger.records().items():
         committed = directory.is_committed(step)
         if record.state == "saving" and record.logged and committed:
@@ -139,8 +139,7 @@ def choose(
         UsageError: it is older than the newest, and `discard_newer` is not given.
         StateMismatch: newer ones are to go, and the state does not fit it.
     """
-    newest = ledger.newest()
-    if newest is None:
+    if not ledger.known():
         if isinstance(resume, int):
             raise CheckpointNotFound(
                 f"{ledger.directory} holds no checkpoint, so a run can not go on from step {resume}"
@@ -156,6 +155,7 @@ def choose(
         if chosen:
             _ensure_whole(ledger, chosen, repair)
             compare(ledger.directory.path(step))
+        newer = [s for s in ledger.known() if s > step]
         where = f"step {step}" if chosen else "the start"
         logger.warning("going back to %s: steps %s go", where, ", ".join(map(str, newer)))
         ledger.discard(newer, f"discarded: the run went back to {where}")
@@ -168,8 +168,8 @@ def choose(
 def _named(ledger: Ledger, resume: Resume) -> Record | None:
     if resume is None:
         return None
-    step = ledger.decision().aliases.get("best") if resume == "best" else resume
-    there = ledger.counted()
+    situation, there = ledger.situation, ledger.known()
+    step = situation.decide(situation.known).aliases.get("best") if resume == "best" else resume
     if step not in there:
         raise CheckpointNotFound(
             f"{ledger.directory} has no checkpoint {resume!r} to go on from; it has steps "
@@ -190,8 +190,14 @@ def _choices(ledger: Ledger, step: int, newer: list[int]) -> str:
 
 
 def _newest_whole(ledger: Ledger, repair: Repair) -> Record | None:
+    """Return the newest checkpoint of which a true copy is to be had, and bring it here.
+
+    Raises:
+        CheckpointNotFound: there are only such in stores that do not give them back.
+    """
     damaged: dict[int, CorruptCheckpoint] = {}
-    for step in reversed(ledger.steps()):
+    absent: list[CheckpointNotFound] = []
+    for step in reversed(ledger.counted()):
         record = ledger.record(step)
         assert record  # noqa: S101  # for the type checker: it is one of the ledger's steps
         try:
@@ -199,8 +205,17 @@ def _newest_whole(ledger: Ledger, repair: Repair) -> Record | None:
         except CorruptCheckpoint as error:
             damaged[step] = error
             continue
+        except CheckpointNotFound as error:
+            absent.append(error)
+            continue
+        if absent:
+            ledger.went_back(step)
+            for missing in absent:
+                logger.error("%s. The run goes on from step %d", missing, step)
         _set_aside(ledger, damaged, step, f"the run goes on from step {step}")
         return record
+    if absent:  # what would be lost by starting over may be there again tomorrow
+        raise absent[0]
     _set_aside(ledger, damaged, -1, "the run starts over")
     return None
 

@@ -130,6 +130,10 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
     records = run_directory.read_records()
     here = _here(run_directory, records)
     decision = _decide(run, policy, _history(records, here))
+    kept = decision.kept
+    if held := [s for s, r in records.items() if r.lost and r.copies and not is_away(r)]:
+        # A tracker keeps these too, such as hard links to what somebody removed here.
+        kept = {**_decide(run, policy, _history(records, {*here, *held})).kept, **kept}
     titles = {name: run.stores.get(name, {}).get("title", name) for name in run.stores}
     names: dict[int, list[str]] = {}
     for name, step in decision.aliases.items():
@@ -149,7 +153,7 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
                 time=record.time,
                 directory=run_directory.root,
                 metrics=record.metrics,
-                reason=decision.kept.get(step, record.state if record.state == "saving" else ""),
+                reason=kept.get(step, record.state if record.state == "saving" else ""),
                 where=where,
                 aliases=names.get(step, []),
                 bytes=record.bytes,
@@ -172,7 +176,9 @@ def checkpoints(directory: str | os.PathLike[str]) -> list[CheckpointInfo]:
 
 
 def find(directory: str | os.PathLike[str], which: int | str = "last") -> CheckpointInfo:
-    """Return one checkpoint in a run directory, reading no array: an alias or a step.
+    """Return one checkpoint of a run directory, reading no array: an alias or a step.
+
+    It may be in a tracker alone, as its `where` says.
 
     Raises:
         ConfigError: `directory` is no run directory.
@@ -180,8 +186,9 @@ def find(directory: str | os.PathLike[str], which: int | str = "last") -> Checkp
         RecordError: a record in it cannot be read.
     """
     which = which if isinstance(which, str) else as_step("find", which)
-    here = [open_directory(directory).kind]
-    rows = [row for row in checkpoints(directory) if row.reason and row.where[:1] == here]
+    missing = [f"{open_directory(directory).kind} (missing)"]
+    whole = [row for row in checkpoints(directory) if row.complete and row.where[:1] != missing]
+    rows = [row for row in whole if row.reason]
     for row in rows:
         if which == row.step or which in row.aliases:
             return row
@@ -244,7 +251,7 @@ def _history(records: Mapping[int, Record], here: Collection[int]) -> list[Candi
     return [
         Candidate(step, r.metrics, r.time)
         for step, r in records.items()
-        if not r.discarded and (step in here or (r.lost and r.copies))
+        if not r.discarded and (step in here or is_away(r))
     ]
 
 

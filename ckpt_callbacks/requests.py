@@ -237,7 +237,7 @@ def sync(
 
 
 def _check_there(directory: RunDirectory, step: int, why: str) -> None:
-    if step not in (there := directory.complete_records()):
+    if step not in (there := directory.known_records()):
         raise CheckpointNotFound(
             f"{directory.root} has no step {step} {why}; it has {listed(list(there))}"
             f"{suggestion(step, (), there)}"

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -158,6 +158,8 @@ class Run(Generic[S]):
         if self._checkpoint:
             items = check(self._state)  # what cannot be saved is known before the first step
             leaves = kinds_of(self._state) if self._stores else {}
+            if self._checkpoint.keep_here is not None:
+                _refuse_references(self._stores)
             for store in self._stores:
                 store.entered(items)
                 store.fits(leaves)
@@ -651,6 +653,17 @@ def _another_start(root: str) -> str:
         f"{root!r}, only=…) takes over what fits), or resume=None and discard_newer=True, "
         "which removes the checkpoints in this one"
     )
+
+
+def _refuse_references(stores: Sequence[Store]) -> None:
+    """Refuse stores that say where the files are in a directory which these are to leave."""
+    for store in stores:
+        if store.refers_here:
+            raise ConfigError(
+                f"run: {store.title} is to hold references to the files in the run directory, "
+                "which with keep_here= leave it: leave keep_here out, or give the tracker another "
+                "send than 'reference'"
+            )
 
 
 def _drop(point: tuple[int, Mapping[str, Any]]) -> None:

@@ -90,11 +90,14 @@ class Situation:
         return [r for r in self.complete if not r.discarded]
 
     @cached_property
+    def known(self) -> list[Record]:
+        """Those, and the ones that are in stores alone."""
+        return [*self.readable, *filter(is_away, self.records.values())]
+
+    @cached_property
     def counted(self) -> list[Record]:
         """Those that are judged: in the directory, or let go since stores have them."""
-        if self.here is None:
-            return self.readable
-        return [*self.readable, *filter(is_away, self.records.values())]
+        return self.readable if self.here is None else self.known
 
     @cached_property
     def decision(self) -> Decision:
@@ -116,9 +119,13 @@ class Situation:
         return plan(*self._inputs(store, self._decision_for(store)))
 
     def evictable(self, leased: Collection[int]) -> list[int]:
-        """Return the local steps that may go now; those that are `leased` are being read."""
+        """Return the local steps that may go now; those that are `leased` are being read.
+
+        The newest that counts stays, also where a newer one is in stores alone.
+        """
         begun = [r.step for r in self.records.values() if r.state == "evicting"]
-        return begun + evictable(self.decision, [r.step for r in self.complete], leased)
+        unwanted = evictable(self.decision, [r.step for r in self.complete], leased)
+        return begun + [step for step in unwanted if step != self._newest]
 
     def spare(self, leased: Collection[int]) -> list[int]:
         """Return the local steps that are kept, and that the directory may leave to the stores.
@@ -129,8 +136,8 @@ class Situation:
         if self.here is None or self.run.change or not self.readable:
             return []
         history = [candidate(r) for r in self.counted]
-        own = narrow(self.decision, self.policy, self.here, history, self.run.pins).kept
-        stay = {*own, *leased, max(r.step for r in self.readable)}
+        own = narrow(self.decision, self.policy, self.here, history, self.run.pinned).kept
+        stay = {*own, *leased, self._newest}
         rest = [r for r in self.readable if r.step in self.decision.kept and r.step not in stay]
         if not rest:
             return []
@@ -165,8 +172,11 @@ class Situation:
     def kept_by(self, keep: KeepPolicy) -> Mapping[int, str]:
         """Return the steps that would be kept by another policy, each with its reason."""
         run = self.run
-        history = map(candidate, self.counted)
-        return decide(keep, history, run.pins, promoted=run.named).kept
+        history = map(candidate, self.known)
+        kept = dict(decide(keep, history, run.pins, promoted=run.named).kept)
+        if self._newest is not None:
+            kept.setdefault(self._newest, "newest in the directory")
+        return kept
 
     def unmeasured(self) -> list[int]:
         """Return the complete steps that lack a metric which the policy ranks by."""
@@ -234,6 +244,11 @@ class Situation:
             for best in ranking(self.policy).values()
         }
         return tuple(found.values())
+
+    @property
+    def _newest(self) -> int | None:
+        """The newest step in the directory that counts."""
+        return max((r.step for r in self.readable), default=None)
 
     def _new_decision(self) -> Decision:
         """Return what to keep once the changed policy is in force."""

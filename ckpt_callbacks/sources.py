@@ -204,15 +204,13 @@ def _resolve(directory: RunDirectory, which: int | str) -> Record:
     if not isinstance(which, str):
         record = directory.read_record(which)
         if record is None or not (directory.is_readable(record) or is_away(record)):
-            steps = list(directory.complete_records())
+            steps = list(directory.known_records())
             raise CheckpointNotFound(
                 f"{directory} has no step {which}; it has {listed(steps)}"
                 f"{suggestion(which, (), steps)}"
             )
         return record
-    complete = directory.complete_records()
-    away = directory.read_records(lambda path, error: None)
-    complete = {s: r for s, r in away.items() if is_away(r)} | complete
+    complete = directory.known_records()
     run = directory.read_run()
     policy = policy_from_json(run.policy) if run else None
     history = [Candidate(s, r.metrics) for s, r in complete.items()]

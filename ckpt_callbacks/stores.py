@@ -209,6 +209,8 @@ class Store(ABC):
     """Whether `put` itself moves the aliases it is given."""
     reads_files: bool = True
     """Whether `put` reads the files; one that sends their address alone does not."""
+    refers_here: bool = False
+    """Whether what it holds says where the files are in the directory, which so have to stay."""
     keep: KeepPolicy | None = None
     """Keeps less than the others: of the steps that all keep, those that this policy keeps."""
 

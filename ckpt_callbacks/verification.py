@@ -11,6 +11,7 @@ from ckpt_callbacks.errors import RecordError
 from ckpt_callbacks.progress import transfer
 from ckpt_callbacks.record import Record
 from ckpt_callbacks.remote import open_directory
+from ckpt_callbacks.situation import is_away
 
 __all__ = ["Problem", "verify"]
 
@@ -28,7 +29,8 @@ class Problem:
 def verify(directory: str | os.PathLike[str]) -> list[Problem]:
     """Return all that is damaged in a run directory; empty if all is well.
 
-    Every file of every complete checkpoint is read. What is evicted meanwhile is no problem.
+    Every file of every complete checkpoint is read, but for those that are only in a tracker. What
+    is evicted meanwhile is no problem.
 
     Raises:
         ConfigError: it is no run directory.
@@ -39,7 +41,11 @@ def verify(directory: str | os.PathLike[str]) -> list[Problem]:
     bad: list[RecordError] = []
     records = run_directory.read_records(on_damage=lambda path, error: bad.append(error))
     found = [Problem(None, str(error)) for error in bad]
-    whole = {s: r for s, r in records.items() if r.state == "complete" and not r.discarded}
+    whole = {
+        s: r
+        for s, r in records.items()
+        if r.state == "complete" and not r.discarded and not is_away(r)
+    }
     with transfer("verifying", sum(record.bytes for record in whole.values())) as advance:
         for record in whole.values():
             found += _problems(run_directory, record, advance)
@@ -55,5 +61,9 @@ def _problems(
         problems += [Problem(record.step, text) for text in directory.damage(one)]
         advance(file.size)
     now = directory.read_record(record.step) if problems else None
-    same = now and (now.state, now.discarded, now.files) == ("complete", "", record.files)
+    same = (
+        now
+        and not is_away(now)
+        and (now.state, now.discarded, now.files) == ("complete", "", record.files)
+    )
     return problems if same else []

@@ -10,6 +10,7 @@ import pytest
 
 import ckpt_callbacks as cc
 from ckpt_callbacks.bucket import Bucket
+from ckpt_callbacks.cli.listing import facts_of
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.lease import HELD, SLACK
 from ckpt_callbacks.manifest import settle
@@ -247,6 +248,7 @@ class RemoteContract(DirectoryContract):
 
         assert steps_in(bucket) == {"2", "10"}
         assert [c.step for c in cc.checkpoints(where)] == [2, 10]
+        assert [c["local"] for c in facts_of(open_directory(where))["checkpoints"]] == [True, True]
         assert cc.find(where, "best").step == 2
         for which, step in (("best", 2), ("last", 10), (2, 2)):
             assert_same(cc.restore(where, like=new_state(), which=which), after(step))

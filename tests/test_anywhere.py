@@ -17,6 +17,7 @@ from ckpt_callbacks_mlflow import MLflowTracker
 from ckpt_callbacks_wandb import WandbTracker
 from ckpt_callbacks_wandb.testing import Fault, WandbServer
 from embedded import client, models, tracker
+from folder_store import FolderStore
 from loops import local_steps
 
 RUN = "digits-42"
@@ -325,6 +326,47 @@ def test_a_directory_that_is_behind_stays_as_it_is_until_the_newer_one_is_whole(
 
     assert weight(state) == 5.0
     assert "newer checkpoints could not be read: the run goes on from step 1" in caplog.text
+
+
+# What is in a tracker alone
+
+
+def test_the_best_is_the_same_one_for_all_who_ask(
+    tmp_path: Path, wandb_server: WandbServer
+) -> None:
+    root, callbacks = tmp_path / "run", functools.partial(callbacks_in, tmp_path / "run")
+    train(callbacks(WandbTracker("p")), 4, SCORES)
+    wipe(tmp_path)
+    train(callbacks(WandbTracker("p")), 6, {4: 0.3})
+    assert local_steps(root) == {4, 5}
+
+    assert cc.find(root, "best").step == 1
+    there = {alias: v.metadata["step"] for v in wandb_server.versions("p") for alias in v.aliases}
+    assert there["best"] == 1
+    for asks in (
+        lambda: cc.restore(root, which="best"),
+        lambda: loops.train(
+            callbacks(WandbTracker("p")), 8, resume="best", discard_newer=True, run_id=RUN
+        ),
+    ):
+        with pytest.raises(cc.CheckpointNotFound, match="step 1 was saved on another machine"):
+            asks()
+    assert local_steps(root) == {4, 5}
+
+
+def test_the_best_whose_folder_was_removed_is_gone_on_from(tmp_path: Path) -> None:
+    root, store = tmp_path / "run", FolderStore(tmp_path / "store")
+    loops.train(callbacks_in(root, store, keep=cc.LatestN(3) | BEST), 6, {1: 0.9, 4: 0.5})
+    shutil.rmtree(root / "1")
+    shutil.rmtree(root / "3")
+
+    with callbacks_in(root, store).run(loops.new_state(), resume="best", discard_newer=True) as run:
+        assert run.next_step == 2
+
+    assert local_steps(root) == {1}
+    listing = store.listing()
+    assert listing
+    assert set(listing.copies) == {1}
 
 
 # How far a download is

@@ -10,7 +10,7 @@ import pytest
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.inbox import Measured, Pinned, _from_json
 from ckpt_callbacks.metrics import MetricLog
-from ckpt_callbacks.record import FORMAT, Change, Copy, File, Gone
+from ckpt_callbacks.record import FORMAT, Change, Copy, File, Gone, Promotion
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -72,3 +72,13 @@ def test_metrics_and_requests_of_format_1(directory: RunDirectory) -> None:
     assert math.isnan(measured.metrics["x"])
     assert pins == [Pinned(1, pinned=True), Pinned(1, pinned=False)]
     assert json.loads(texts[0])["format"] == 1
+
+
+def test_run_of_format_2(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "format-2", tmp_path / ".ckpt_callbacks")
+
+    run = RunDirectory(tmp_path).read_run()
+
+    assert run
+    assert (run.run_id, run.pins) == ("7734299b49ad", frozenset({2}))
+    assert run.promoted == {"production": Promotion(3, 1700000240.5)}

@@ -15,6 +15,7 @@ from ckpt_callbacks.record import (
     Change,
     Copy,
     File,
+    Promotion,
     Record,
     RunFile,
     _dump,
@@ -112,6 +113,16 @@ def test_a_run_is_read_with_fields_that_came_before_or_later() -> None:
     assert run_from_json(_dump(before), "run.json") == replace(run, config={})
     with pytest.raises(RecordError, match=r"run\.json is damaged: TypeError: expected dict"):
         run_from_json(_dump({**later, "config": [1]}), "run.json")
+
+
+def test_only_what_an_older_version_would_drop_has_a_newer_format() -> None:
+    run = RunFile("0123", [{"policy": "LatestN", "n": 2}])
+    promoted = replace(run, promoted={"production": Promotion(3, 1700000000.5)})
+
+    assert json.loads(run_to_json(run))["format"] == 1
+    assert json.loads(run_to_json(promoted))["format"] == 2
+    assert run_from_json(run_to_json(promoted), "run.json") == promoted
+    assert json.loads(record_to_json(Record(1, "complete", "me", 0.0)))["format"] == 1
 
 
 def test_infinities_and_nan_come_back() -> None:

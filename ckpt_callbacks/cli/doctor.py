@@ -27,6 +27,7 @@ from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.report import size
 from ckpt_callbacks.retention import BestN, LatestN, policy_from_json, ranked_metrics
 from ckpt_callbacks.schedule import CustomSteps
+from ckpt_callbacks.situation import is_away
 from ckpt_callbacks.stores import redact
 from ckpt_callbacks.text import counted, suggestion
 
@@ -117,8 +118,11 @@ def _directory(
         yield Check("permissions", "problem", f"may not be written: {', '.join(map(str, closed))}")
     else:
         yield Check("permissions", "ok", "it can be written")
-    if lost := [step for step, record in records.items() if record.lost]:
-        text = f"{counted(len(lost), 'checkpoint')} removed by somebody, and only in a tracker now"
+    away = sum(map(is_away, records.values()))
+    if away:
+        yield Check("directory", "ok", f"{counted(away, 'checkpoint')} only in a tracker")
+    if lost := sum(record.lost for record in records.values()) - away:
+        text = f"{counted(lost, 'checkpoint')} removed by somebody, and not whole in a tracker"
         yield Check("directory", "warning", text)
     waiting = list(root.inbox.glob("*.json")) if root.inbox.exists() else []
     if waiting and not owner:
@@ -142,7 +146,7 @@ def _policy(root: RunDirectory, run: RunFile, records: dict[int, Record]) -> Ite
     if not sizes:
         yield Check("disk", "ok", f"{size(free)} free; no checkpoint yet to say how much it needs")
         return
-    one, here = max(sizes), sum(sizes)
+    one, here = max(sizes), sum(record.bytes for record in records.values() if not record.lost)
     if most is None:
         fits = int(free // one)
         status: Literal["ok", "warning"] = "ok" if fits > 10 else "warning"

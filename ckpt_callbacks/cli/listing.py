@@ -119,7 +119,7 @@ def facts_of(root: RunDirectory) -> dict[str, Any]:
                 "reason": row.reason,
                 "aliases": row.aliases,
                 "complete": row.complete,
-                "local": row.where[:1] == ["local"],
+                "local": row.where[:1] == [root.kind],
                 "copies": {
                     store: {
                         "state": copy.state,

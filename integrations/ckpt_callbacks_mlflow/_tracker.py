@@ -140,6 +140,7 @@ class MLflowTracker(Tracker):
         self._send = as_send("MLflowTracker", send)
         self._payload = as_payload("MLflowTracker", payload)
         self.reads_files = send != "reference" or self._payload is not None
+        self.refers_here = send == "reference"
         if send == "reference" and predict and not payload:
             raise ConfigError(
                 "MLflowTracker: predict needs the weights, but send='reference' sends no bytes: "

@@ -155,6 +155,7 @@ class WandbTracker(Tracker):
         self._send = as_send("WandbTracker", send)
         self._payload = as_payload("WandbTracker", payload)
         self.reads_files = send != "reference" or self._payload is not None
+        self.refers_here = send == "reference"
         self._metrics = metrics
         self._project = project
         self._entity = entity
