@@ -61,7 +61,7 @@ def adopt(
         DirectoryLocked: a run is going on in `directory`.
         RecordError: what is in it cannot be read.
     """
-    root, target = Path(source).expanduser().absolute(), RunDirectory(directory)
+    root, target = RunDirectory(source).root, RunDirectory(directory)
     there = _found(root, target, steps)
     target.acquire()
     try:

@@ -107,7 +107,10 @@ class RunDirectory:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         if re.match(r"(s3|gs|gcs|memory):/", str(root)):
-            raise ConfigError(f"{root} is an address as text, and a local directory is needed here")
+            raise ConfigError(
+                f"{root} is an address in object storage, and this needs a local directory; what "
+                "takes an address takes it as text, not as a Path"
+            )
         # Orbax wants absolute paths, and the loop may change its working directory.
         self.root = Path(root).expanduser().absolute()
         self.name = self.root.name

@@ -19,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class Lease:
 
         Raises:
             DirectoryLocked: somebody else is; the message says who and since when.
+            OSError: it cannot be known.
         """
         number, before = self._highest()
         if not self._is_over(before):
@@ -94,10 +96,17 @@ class Lease:
             "released": False,
         }
         self._number, self._renewed = number + 1, self._clock.monotonic()
-        created = self._bucket.create(self._name(self._number), self._content())
-        if not (self._is_mine(*(highest := self._highest())) and created):
+        try:
+            created = self._bucket.create(self._name(self._number), self._content())
+            highest = self._highest()
+        except BaseException:
+            with suppress(OSError):
+                self.release()  # else nobody could take it as long as this process lives
+            raise
+        if not (self._is_mine(*highest) and created):
             raise DirectoryLocked(self._in_use(highest[1]))
-        self._bucket.remove(self._name(old) for old in self._numbers() if old < self._number)
+        with suppress(OSError):  # the next owner removes them
+            self._bucket.remove(self._name(old) for old in self._numbers() if old < self._number)
 
     def start(self) -> None:
         """Renew it from now on, on a thread of its own."""

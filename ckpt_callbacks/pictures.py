@@ -39,7 +39,8 @@ def write_report(
         The file.
 
     Raises:
-        ConfigError: `directory` is no run directory, or the file cannot be written.
+        ConfigError: `directory` is no run directory, or in object storage, or the file cannot be
+            written.
         RecordError: a record in it cannot be read.
     """
     overview = _overview(directory)
@@ -66,8 +67,8 @@ def plot(
         The file.
 
     Raises:
-        ConfigError: `directory` is no run directory, no checkpoint has such a metric, or the file
-            is no `.svg` or cannot be written.
+        ConfigError: `directory` is no run directory, or in object storage, no checkpoint has such a
+            metric, or the file is no `.svg` or cannot be written.
         RecordError: a record in it cannot be read.
     """
     overview = _overview(directory)

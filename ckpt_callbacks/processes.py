@@ -136,10 +136,11 @@ class Processes:
         key = self._next()
         try:
             yield
+            value = word()
         except BaseException as error:
             self._tell(key, _OPENING, error=error)
             raise
-        self._tell(key, _OPENING, word())
+        self._tell(key, _OPENING, value)
 
     def opened(self) -> Any:
         """Return what process 0 tells of the run directory, however long it takes.

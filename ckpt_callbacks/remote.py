@@ -119,11 +119,12 @@ class RemoteDirectory(RunDirectory):
 
     def _acquire(self, brief: bool) -> None:
         super()._acquire(brief)  # of what is on this machine
+        self._cache, self._ready, self._trash = "", False, {}  # others may have owned it since
         try:
             lease = Lease(self.bucket, f"{_META}/lease", self._clock)
             lease.take(brief=brief, cache=self._cache_after)
-            lease.start()
             self._lease = lease
+            lease.start()
             self._begin()
         except BaseException as error:
             self.release()
@@ -155,6 +156,12 @@ class RemoteDirectory(RunDirectory):
             shutil.rmtree(path)
         for found in self.bucket.listing(f"{_META}/trash")[0]:
             self._trash[found.name] = int(found.name.partition("-")[2]) / 1e9
+        for path in self.root.iterdir():
+            step = path.name.partition(".")[0]
+            # Of a save that was cut, or its objects were removed by somebody else: it would be in
+            # the way of the next save of that step.
+            if step.isdecimal() and not (step == path.name and self.is_committed(int(step))):
+                shutil.rmtree(path)
         self._ready = True
 
     def release(self) -> None:
@@ -384,7 +391,12 @@ class RemoteDirectory(RunDirectory):
                 continue
             step = int(name.partition("-")[0])
             record = self.read_record(step)
-            if record is None or record.state in ("evicting", "gone") or record.discarded:
+            if (
+                record is None
+                or record.state in ("evicting", "gone")
+                or record.discarded
+                or record.lost
+            ):
                 self._remove_objects(step)
             self._remove(f"trash/{name}")
             del self._trash[name]

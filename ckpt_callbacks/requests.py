@@ -286,7 +286,11 @@ def _act_as_owner(
         sending=sending,
         drain_limit=max(0.1, deadline - time.monotonic()),
     )
-    engine.begin()
     # As the loop left it, or else it was killed: nobody is in it now.
     status = run.status if run.status != "running" else "killed"
+    try:
+        engine.begin()
+    except BaseException:
+        engine.close(status, lambda: 0.0)
+        raise
     return engine, engine.close(status, lambda: deadline - time.monotonic())

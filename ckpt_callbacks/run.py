@@ -146,12 +146,13 @@ class Run(Generic[S]):
                 **describe(self._state),
             }
         )
-        with processes.opening(lambda: self._engine.word() if self._engine else None):
-            self._enter()
         try:
+            with processes.opening(lambda: self._engine.word() if self._engine else None):
+                self._enter()
             processes.share(self._engine.unseen() if self._engine else None)
         except BaseException as error:
-            self.__exit__(type(error), error, None)
+            if self._engine:  # else `_enter` has left it
+                self.__exit__(type(error), error, None)
             raise
 
     def _enter(self) -> None:
@@ -223,9 +224,10 @@ class Run(Generic[S]):
             try:
                 if self._engine and self._checkpoint:
                     self._save_at_end(status, self._checkpoint.save, self._engine)
-                    self._engine.finish_saving()
+                    if not (self._processes and self._processes.decides and kind is None):
+                        self._engine.finish_saving()
                     if self._processes and kind is None:  # so that all may read it from here on
-                        self._processes.agree("the last checkpoint", lambda: None)
+                        self._processes.agree("the last checkpoint", self._engine.finish_saving)
                 if self._preemption.notice:
                     status = "preempted"
             finally:

@@ -1,5 +1,6 @@
 """What holds for every run directory, and for one in object storage, wherever that is."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +13,15 @@ import ckpt_callbacks as cc
 from ckpt_callbacks.bucket import Bucket
 from ckpt_callbacks.cli.listing import facts_of
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.lease import HELD, SLACK
+from ckpt_callbacks.lease import HELD, SLACK, Lease
 from ckpt_callbacks.manifest import settle
+from ckpt_callbacks.memory import Tail
 from ckpt_callbacks.record import Gone, Record, RunFile
 from ckpt_callbacks.remote import GRACE, RemoteDirectory, open_directory
 from ckpt_callbacks.report import why
 from ckpt_callbacks.retention import policy_to_json
 from ckpt_callbacks.testing import FakeClock, MemoryStore, Recorder
+from folder_store import FolderStore
 
 SCORES = {0: 0.5, 2: 0.9, 4: 0.1, 6: 0.2, 8: 0.3, 10: 0.4}
 KEEP = cc.LatestN(1) | cc.BestN(1, "score", mode="max")
@@ -35,9 +38,13 @@ def after(step: int) -> dict[str, Any]:
     return {"params": {"w": np.full(1000, total)}, "opt": {"mu": np.full((3, 3), -total)}}
 
 
-def train(where: str | Path, until: int, *stores: Any, **options: Any) -> None:
+def train(
+    where: str | Path, until: int, *stores: Any, keep_here: Any = None, **options: Any
+) -> None:
     callbacks = cc.Callbacks(
-        cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(2), keep=KEEP), *stores, drain_limit=20
+        cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(2), keep=KEEP, keep_here=keep_here),
+        *stores,
+        drain_limit=20,
     )
     with callbacks.run(new_state(), config={"rate": 0.5}, **options) as run:
         state = run.state
@@ -70,6 +77,10 @@ def flip(bucket: Bucket, step: int) -> str:
     content[len(content) // 2] ^= 1
     bucket.write(name, bytes(content))
     return name
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise OSError("503 Slow Down")
 
 
 def committed(directory: RunDirectory) -> list[int]:
@@ -414,6 +425,104 @@ class RemoteContract(DirectoryContract):
         assert store.files == {"plot [1].png": b"a plot"}
         assert set(store.copies) == {2}
 
+    def test_a_second_start_that_fails_sends_nothing(
+        self, where: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is on this machine then is not what the run remembers."""
+        first = RemoteDirectory(where)
+        first.acquire()
+        first.release()
+        machine("second")
+        other = RemoteDirectory(where)
+        other.acquire()
+        (other.meta / "metrics.jsonl").write_text("of another machine\n")
+        other.release()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Tail, "read", _refuse)
+            with pytest.raises(cc.ConfigError, match="503 Slow Down"):
+                first.acquire()
+
+        assert other._memory.metrics.read() == b"of another machine\n"
+        first.acquire()
+        assert (first.meta / "metrics.jsonl").read_text() == "of another machine\n"
+        first.release()
+
+    def test_what_another_owner_saved_again_is_there_for_the_first_one(
+        self, where: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = RemoteDirectory(where)
+        first.acquire()
+        save(first, 7)
+        first.write_record(Record(7, "evicting", "abc", 1.0))
+        first.to_trash(7)
+        with monkeypatch.context() as patch:
+            patch.setattr(RemoteDirectory, "_empty", _refuse)
+            first.release()
+        machine("second")
+        other = RemoteDirectory(where)
+        other.acquire()
+        again = save(other, 7)
+        other.release()
+
+        first.acquire()
+
+        assert committed(first) == [7]
+        assert first.is_readable(again)
+        first.release()
+
+    def test_a_start_that_fails_late_leaves_no_lease(
+        self, where: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listing, calls = Bucket.listing, []
+
+        def refuse_second(self: Bucket, folder: str) -> Any:
+            calls.append(folder)
+            return _refuse() if len(calls) == 2 else listing(self, folder)
+
+        clock = FakeClock()
+        first, second = Lease(bucket, "lease", clock), Lease(bucket, "lease", clock)
+        with monkeypatch.context() as patch:
+            patch.setattr(Bucket, "listing", refuse_second)
+            with pytest.raises(OSError, match="503"):
+                first.take(brief=False, cache=lambda before: "")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Bucket, "remove", _refuse)  # the next owner removes it
+            second.take(brief=False, cache=lambda before: "")
+        assert second.holder()["pid"] == os.getpid()
+
+    def test_a_step_that_somebody_removed_is_saved_again(self, where: str, bucket: Bucket) -> None:
+        train(where, 3)
+        scratch = RemoteDirectory(where).root
+        (scratch / "4.orbax-checkpoint-tmp").mkdir()  # of a save that was killed
+        bucket.remove([f"2/{name}" for name in bucket.tree("2")])
+        recorder = Recorder()
+
+        train(where, 3, recorder)
+
+        assert recorder.of(cc.SaveFailed) == []
+        assert steps_in(bucket) == {"0", "2"}
+        assert cc.verify(where) == []
+        assert [p.name for p in scratch.iterdir() if p.name[0].isdecimal()] == ["2"]
+
+    def test_a_bucket_may_hold_less_than_is_kept(
+        self, where: str, bucket: Bucket, tmp_path: Path, machine: Machine
+    ) -> None:
+        store = FolderStore(tmp_path / "store")
+
+        train(where, 5, store, keep_here=cc.LatestN(1))
+
+        assert steps_in(bucket) == {"4"}
+        machine("second")
+        train(where, 7, store, keep_here=cc.LatestN(1))
+        assert steps_in(bucket) == {"6"}
+        assert next((c.step, c.where) for c in cc.checkpoints(where)) == (2, [store.title])
+        assert_same(cc.restore(where, like=new_state(), which=2, stores=[store]), after(2))
+        train(where, 5, store, keep_here=cc.LatestN(1), resume=2, discard_newer=True)
+        assert steps_in(bucket) == {"4"}
+        assert_same(cc.restore(where, like=new_state()), after(4))
+
     def test_a_second_owner_waits_for_the_lease_to_end(self, where: str, machine: Machine) -> None:
         clock = FakeClock()
         first = RemoteDirectory(where, clock)
@@ -484,5 +593,10 @@ class RemoteContract(DirectoryContract):
         for command, text in (("ls", "latest #1"), ("verify", "all files are as recorded")):
             done = CliRunner().invoke(main, [command, where])
             assert (done.exit_code, text in done.output) == (0, True), done.output
+        for name, text in (("", "step 4 of"), ("/best", "step 2 of"), ("/2", "step 2 of")):
+            shown = CliRunner().invoke(main, ["show", where + name])
+            assert (shown.exit_code, text in shown.output) == (0, True), shown.output
+        wrong = CliRunner().invoke(main, ["show", f"{where}/worst"])
+        assert (wrong.exit_code, "has no checkpoint 'worst'" in wrong.output) == (2, True)
         assert "is kept" in CliRunner().invoke(main, ["why", where, "4"]).output
         assert CliRunner().invoke(main, ["pin", where, "2"]).exit_code == 0

@@ -1,16 +1,18 @@
 """Run directories by the contract: on a local disk, and in fsspec's file system in memory."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckpt_callbacks as cc
 from ckpt_callbacks.bucket import Bucket, is_bucket
+from ckpt_callbacks.cli import main
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.lease import Card, Lease
 from ckpt_callbacks.memory import Memory, Tail
@@ -156,6 +158,29 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(cc.MissingExtra, match=r"needs s3fs.*ckpt-callbacks\[object-storage\]"):
         cc.OrbaxCheckpoint("s3://bucket/x", save=cc.EveryNSteps(1), keep=cc.LatestN(1))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        cc.write_report,
+        cc.plot,
+        lambda where: cc.pull("mlflow:/digits@best", where),
+        lambda where: cc.adopt(Path.cwd(), where),
+        lambda where: cc.adopt(where, Path.cwd()),
+    ],
+)
+def test_what_needs_a_local_directory_says_so(call: Callable[[str], object]) -> None:
+    with pytest.raises(cc.ConfigError, match="in object storage, and this needs a local directory"):
+        call("s3://bucket/runs/digits")
+
+
+@pytest.mark.parametrize(
+    "command", ["report", "plot", "watch", "doctor", "pull mlflow:/digits@best", "adopt ."]
+)
+def test_a_command_that_needs_a_local_directory_says_so(command: str) -> None:
+    done = CliRunner().invoke(main, [*command.split(), "s3://bucket/runs/digits"])
+    assert (done.exit_code, "in object storage" in done.output) == (2, True), done.output
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,29 @@ def test_a_store_that_can_not_be_made_again_is_told_by_the_next_run(
     assert set(store.copies) == {2, 3}
 
 
+def test_a_caller_that_fails_as_owner_owns_it_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, store = tmp_path / "run", FolderStore(tmp_path / "store")
+    train(callbacks_in(root, store), 4)
+    before = set(threading.enumerate())
+
+    def fail(self: Inbox) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Inbox, "look", fail)
+        with pytest.raises(cc.ConfigError, match="No space left"):
+            cc.pin(root, 2, stores=[store])
+
+    assert not RunDirectory(root).is_mine
+    assert set(threading.enumerate()) == before
+    assert cc.pin(root, 2, stores=[store])
+    run = RunDirectory(root).read_run()
+    assert run
+    assert (run.status, run.pins) == ("finished", {2})
+
+
 def test_requests_of_many_processes_never_lose_each_other(tmp_path: Path) -> None:
     root = tmp_path / "run"
     keep = cc.BestN(1, "score", mode="max", pending=None)

@@ -13,6 +13,7 @@ from ckpt_callbacks.addresses import is_address
 from ckpt_callbacks.bucket import is_bucket
 from ckpt_callbacks.errors import CkptCallbacksError
 from ckpt_callbacks.nearby import nearby
+from ckpt_callbacks.remote import open_directory
 
 __all__ = [
     "Directory",
@@ -119,6 +120,11 @@ def source_of(source: str, which: int | str | None = None) -> tuple[str, int | s
     path = Path(source).expanduser()
     if is_address(source) or which is not None or (path / ".ckpt_callbacks").is_dir():
         return source, "last" if which is None else which
+    if is_bucket(source):
+        root, _, name = source.rstrip("/").rpartition("/")
+        below = "/" in root.partition("://")[2]
+        named = below and open_directory(source).read_run() is None
+        return (root, as_which(name)) if named else (source, "last")
     named = path.name.isdecimal() or not path.exists()
     if named and (path.parent / ".ckpt_callbacks").is_dir():
         return str(path.parent), as_which(path.name)
