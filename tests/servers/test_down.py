@@ -20,7 +20,7 @@ from servers.processes import free_port
 from servers.proxy import proxied
 from servers.training import ALIASES, METRICS, expected_weights, train
 
-ASKS_NOBODY = {"entered", "settings", "hint"}
+ASKS_NOBODY = {"entered", "fits", "settings", "hint"}
 """What a tracker says of itself; any thread may ask."""
 
 

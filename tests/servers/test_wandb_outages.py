@@ -28,7 +28,7 @@ from servers.training import ALIASES, METRICS, expected_weights, train
 
 NAME = "model"
 """Of the artifact; each run has a project of its own."""
-ASKS_NOBODY = {"entered", "settings", "hint"}
+ASKS_NOBODY = {"entered", "fits", "settings", "hint"}
 """What a tracker says of itself; any thread may ask."""
 Kind = Literal["500", "403", "hang", "drop", "digest", "applied", "down"]
 MOST = 500
