@@ -304,7 +304,7 @@ class Machine(RuleBasedStateMachine):
             # A step whose folder somebody removed counts where a whole copy of it is left: one of
             # other bytes, of a save that was discarded, is no copy of it.
             held = self.ledger.situation.view(service.name).held
-            lost = {s for s, r in records.items() if r.lost} & held
+            lost = {s for s, r in records.items() if r.lost and not r.discarded} & held
             there = [records[s] for s in {*self.ledger.steps(), *lost}]
             joint, pins = self.ledger.situation.decide(there), self.ledger.run.pins
             own = narrow(joint, self.policy, service.keep, history, pins)
