@@ -333,7 +333,8 @@ class Store(ABC):
     def show(self, overview: Overview) -> None:
         """Show people what is held, where the service has a place for that.
 
-        Called once all is as decided, when something has changed since the last time.
+        Called once all is as decided, when something has changed since the last time; before the
+        end of a run seldom enough to take a twentieth of the time at most.
         """
         return
 

@@ -28,6 +28,8 @@ logger = logging.getLogger("ckpt_callbacks")
 FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 """Seconds between attempts: doubled from the first up to the longest."""
 
+SHOWING = 1 / 20
+"""Most of a worker's time that it spends on what people are shown, while a run goes on."""
 
 _ALWAYS = ("log metrics", "plan", "show", "close")
 _LOG_FILE = "log file "
@@ -90,6 +92,8 @@ class Worker:
         self._opened = False
         self._shown: Overview | None = None
         self._seen: Situation | None = None
+        self._show_at = 0.0
+        """Not before, on the monotonic clock."""
         self._failures: dict[str, _Failure] = {}
         self._before = _threads.get(id(store))
         self._thread = threading.Thread(target=self._run, name=f"ckpt-{store.name}", daemon=True)
@@ -146,6 +150,8 @@ class Worker:
                 return
             if not busy:
                 pauses = [self._due(failure) for failure in self._failures.values()]
+                if self._show_at and self._ledger.situation is not self._seen:
+                    pauses.append(self._show_at)
                 self._wake.wait(max(0.0, min(pauses) - time.monotonic()) if pauses else None)
 
     def _round(self) -> bool:
@@ -166,8 +172,10 @@ class Worker:
         acted = action and self._try(str(action), lambda: self._act(action))
         if logged or acted is not None or self._abandoned.is_set():
             return True
-        if not self._planned() and "plan" not in self._failures:
-            self._try("show", self._show)
+        if self._finishing.is_set() or time.monotonic() >= self._show_at:
+            self._show_at = 0.0
+            if not self._planned() and "plan" not in self._failures:
+                self._try("show", self._show)
         return False
 
     def _planned(self) -> set[str]:
@@ -261,14 +269,20 @@ class Worker:
         return True
 
     def _show(self) -> bool:
-        """Show people what the store holds, if it is not what they were shown last."""
+        """Show people what the store holds, if it is not what they were shown last.
+
+        It takes the longer the longer the run is, so it rests after that.
+        """
         situation = self._ledger.situation
         if situation is not self._seen:
+            begun = time.monotonic()
             overview = self._ledger.overview(self.store.name)
             if overview != self._shown:
                 self._call.show(self._ledger.with_history(overview))
                 self._shown = overview
             self._seen = situation
+            ended = time.monotonic()
+            self._show_at = ended + (ended - begun) / SHOWING
         return True
 
     def _act(self, action: Action) -> bool:

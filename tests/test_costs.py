@@ -1,6 +1,7 @@
 """What a training loop pays, counted: waits for the device, calls, passes over bytes, copies."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.policy import Candidate
 from ckpt_callbacks.record import RunFile
 from ckpt_callbacks.situation import Situation
+from ckpt_callbacks.stores import Overview
 from ckpt_callbacks.testing import MemoryStore, Recorder
 from ckpt_callbacks_wandb import WandbTracker
 from loops import advance, callbacks_in, new_state
@@ -258,3 +260,29 @@ def test_a_long_run_shows_no_more_evicted_checkpoints_than_a_short_one() -> None
     assert shown(2000) == list(range(2000))
     assert shown(2001) == shown(2002) == list(range(0, 2002, 2))  # seldom others
     assert 1000 < len(shown(100_000)) <= 2000
+
+
+def test_showing_what_a_store_holds_takes_a_twentieth_of_the_time_at_most(tmp_path: Path) -> None:
+    """Since it grows with the run, and each save is something new to show."""
+    took, latest, newest = 0.02, threading.Event(), 1999
+
+    class Slow(MemoryStore):
+        shown = 0
+
+        def show(self, overview: Overview) -> None:
+            self.shown += 1
+            threading.Event().wait(took)
+            if overview.rows and overview.rows[-1].step == newest:
+                latest.set()
+
+    store, begun = Slow(), time.monotonic()
+    with callbacks_in(tmp_path, store).run(new_state()) as run:
+        for step in range(50):
+            run.on_step(step, new_state())
+            run.wait()
+        run.on_step(newest, new_state())
+        assert latest.wait(60)  # without anything new, while the run goes on
+        elapsed = time.monotonic() - begun
+
+    # The first one, and the last one, which follows the word to end.
+    assert 2 <= store.shown <= 2 + elapsed / (20 * took)
