@@ -49,6 +49,7 @@ figure { margin: .25rem 0 0; }
 .legend li { display: flex; align-items: center; gap: .4rem; }
 .frame { overflow: hidden; }
 .chart { display: block; width: 100%; }
+.scroll { overflow-x: auto; }
 table { margin-top: .75rem; border-collapse: collapse; width: 100%;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; text-align: left; vertical-align: top;
@@ -223,14 +224,14 @@ def _table(rows: Sequence[Shown], metrics: Sequence[str]) -> Iterator[str]:
         ]
         yield (
             f'<tr><th scope="row" class="number" data-as="step">{row.step}</th>'
-            f'<td class="whole"{_as("alias", badges)}>{" ".join(badges)}</td>'
+            f"<td{_as('alias', badges)}>{' '.join(badges)}</td>"
             f'<td data-as="kept because">{plain(_cut(row.reason)) or "on its way out"}</td>'
             f"{_values(row.metrics, metrics)}"
             f'<td class="number" data-as="size">{size(row.bytes)}</td>'
             f'<td class="whole" data-as="saved (UTC)">{_time(row.time)}</td>'
             f'<td data-as="where">{plain(_cut(row.ref))}</td></tr>'
         )
-    yield "</tbody>\n</table>\n</section>"
+    yield "</tbody>\n</table>\n</div>\n</section>"
 
 
 def _evicted(evicted: Sequence[Gone], metrics: Sequence[str]) -> Iterator[str]:
@@ -245,11 +246,11 @@ def _evicted(evicted: Sequence[Gone], metrics: Sequence[str]) -> Iterator[str]:
             f"{_values(gone.metrics, metrics)}"
             f'<td class="whole" data-as="saved (UTC)">{_time(gone.time)}</td></tr>'
         )
-    yield "</tbody>\n</table>\n</details>"
+    yield "</tbody>\n</table>\n</div>\n</details>"
 
 
 def _head(before: Sequence[str], metrics: Sequence[str], after: Sequence[str]) -> Iterator[str]:
-    yield "<table>\n<thead>\n<tr>"
+    yield '<div class="scroll">\n<table>\n<thead>\n<tr>'
     titles = [(before[0], True), *((title, False) for title in before[1:])]
     titles += [*((_cut(name), True) for name in metrics), *((t, t == "size") for t in after)]
     for title, is_number in titles:

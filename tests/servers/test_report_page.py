@@ -84,6 +84,22 @@ def test_it_is_shown_without_errors_or_requests(
         assert chart.accessible_name
 
 
+@pytest.mark.parametrize("width", [390, 720, 1000, 1280])
+def test_a_table_of_many_metrics_does_not_widen_the_page(
+    browser: Chrome, tmp_path: Path, width: int
+) -> None:
+    more = tuple(f"validation_metric_{number}" for number in range(8))
+    page = cc.write_report(make_run(tmp_path / "digits", 20, more=more))
+
+    show(browser, page, width, "light")
+    browser.execute_script("document.querySelector('details').open = true")
+
+    root = browser.find_element(By.TAG_NAME, "html")
+    assert root.get_property("scrollWidth") == root.get_property("clientWidth")
+    for table in browser.find_elements(By.TAG_NAME, "table"):
+        assert table.find_element(By.XPATH, "..").size["width"] <= width
+
+
 @pytest.mark.parametrize("device", WIDTHS)
 def test_no_text_of_a_chart_lies_on_another_or_leaves_the_page(
     browser: Chrome, report: Path, device: str
