@@ -216,7 +216,7 @@ def _table(rows: Sequence[Shown], metrics: Sequence[str]) -> Iterator[str]:
     yield "<section>\n<h2>Checkpoints</h2>"
     if len(first) < len(rows):
         yield f"<p>The newest {len(first):,} of {len(rows):,}, and all that have an alias.</p>"
-    yield from _head(["step", "alias", "kept because"], metrics, ["size", "saved (UTC)", "where"])
+    yield from _head(["step", "alias", "kept because", "where"], metrics, ["size", "saved (UTC)"])
     for row in sorted(first, key=lambda row: row.step):
         badges = [
             f'<span class="alias{" best" if name == "best" else ""}">{plain(_cut(name))}</span>'
@@ -226,10 +226,10 @@ def _table(rows: Sequence[Shown], metrics: Sequence[str]) -> Iterator[str]:
             f'<tr><th scope="row" class="number" data-as="step">{row.step}</th>'
             f"<td{_as('alias', badges)}>{' '.join(badges)}</td>"
             f'<td data-as="kept because">{plain(_cut(row.reason)) or "on its way out"}</td>'
+            f'<td data-as="where">{plain(_cut(row.ref))}</td>'
             f"{_values(row.metrics, metrics)}"
             f'<td class="number" data-as="size">{size(row.bytes)}</td>'
-            f'<td class="whole" data-as="saved (UTC)">{_time(row.time)}</td>'
-            f'<td data-as="where">{plain(_cut(row.ref))}</td></tr>'
+            f'<td class="whole" data-as="saved (UTC)">{_time(row.time)}</td></tr>'
         )
     yield "</tbody>\n</table>\n</div>\n</section>"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import ckpt_callbacks as cc
 from ckpt_callbacks.cli import main
@@ -86,6 +87,12 @@ def test_each_command_on_a_page_is_one(page: Path) -> None:
         assert command, line
         parser = command.make_parser(click.Context(command))
         parser.parse_args(words[2:] or ["--help"])  # raises `NoSuchOption`, `BadOptionUsage`
+
+
+def test_the_page_of_the_commands_lists_all_of_them() -> None:
+    shown = CliRunner().invoke(main, ["--help"]).output
+
+    assert shown[shown.index("See:") :] in (DOCS / "how-to" / "command-line.md").read_text()
 
 
 def test_each_environment_on_a_page_is_one() -> None:

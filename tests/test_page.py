@@ -152,8 +152,8 @@ def test_it_says_what_is_held_why_and_where() -> None:
         "digits",
         "2 checkpoints, 4.0 KiB. Keep ",
         "BestN(1, 'acc')",
-        "850|latest #850|0.98491|2.0 KiB|2023-11-14 22:13:20|digits v850",
-        "1000|best| |last|latest #1000|NaN|2.0 KiB|2023-11-14 22:13:20|digits v1000",
+        "850|latest #850|digits v850|0.98491|2.0 KiB|2023-11-14 22:13:20",
+        "1000|best| |last|latest #1000|digits v1000|NaN|2.0 KiB|2023-11-14 22:13:20",
         "Higher is better; 3 checkpoints measured, 1 kept",
         "850: 0.98491 (latest #850)",
     ):
