@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--all-hits", action="store_true", help="kill at every hit of every failpoint: 20 minutes"
     )
     parser.addoption(
-        "--machine-runs", type=int, default=200, help="runs of the state machine, 50 steps each"
+        "--machine-runs", type=int, default=100, help="runs of the state machine, 50 steps each"
     )
     parser.addoption("--flips", type=int, default=60, help="checkpoints to damage at random")
     parser.addoption(
