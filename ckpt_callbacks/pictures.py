@@ -9,15 +9,16 @@ from ckpt_callbacks import page
 from ckpt_callbacks.atomic import new_file
 from ckpt_callbacks.charts import picture
 from ckpt_callbacks.curves import curve_chart
-from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.history import with_records
 from ckpt_callbacks.history_file import HistoryFile
 from ckpt_callbacks.policy import Candidate
+from ckpt_callbacks.remote import is_bucket, open_directory
 from ckpt_callbacks.report import summarize
 from ckpt_callbacks.retention import policy_from_json
 from ckpt_callbacks.situation import Situation, candidate
 from ckpt_callbacks.stores import Curve, Overview, Shown
+from ckpt_callbacks.text import suggestion
 
 __all__ = ["plot", "write_report"]
 
@@ -32,19 +33,20 @@ def write_report(
     may go on meanwhile.
 
     Args:
-        directory: the run directory.
-        dest: the file, which is replaced; `report.html` in the run directory if not given.
+        directory: the run directory. Of one in object storage there is no history, so the report
+            shows what the records know.
+        dest: the file, which is replaced; `report.html` in the run directory if not given, or in
+            the working directory if that one is in object storage.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: `directory` is no run directory, or in object storage, or the file cannot be
-            written.
+        ConfigError: `directory` is no run directory, or the file cannot be written.
         RecordError: a record in it cannot be read.
     """
     overview = _overview(directory)
-    path = Path(directory) / "report.html" if dest is None else Path(dest)
+    path = _beside(directory, "report.html") if dest is None else Path(dest)
     return _write(path.expanduser().absolute(), page.html(overview))
 
 
@@ -58,8 +60,8 @@ def plot(
 
     Args:
         directory: the run directory.
-        dest: the file, which is replaced; in the run directory, named after the metric, if not
-            given.
+        dest: the file, which is replaced; if not given it is named after the metric, where the
+            report would be.
         metric: its name; the first that the policy ranks by, or else the first by name, if not
             given.
 
@@ -67,8 +69,8 @@ def plot(
         The file.
 
     Raises:
-        ConfigError: `directory` is no run directory, or in object storage, no checkpoint has such a
-            metric, or the file is no `.svg` or cannot be written.
+        ConfigError: `directory` is no run directory, no checkpoint has such a metric, or the file
+            is no `.svg` or cannot be written.
         RecordError: a record in it cannot be read.
     """
     overview = _overview(directory)
@@ -78,9 +80,12 @@ def plot(
     if found is None or chart is None:
         there = f"the metrics are {', '.join(names)}" if names else "there is none"
         what = f"metric {metric!r}" if metric else "metric"
-        raise ConfigError(f"plot: no checkpoint of {directory} has a value of a {what}; {there}")
+        raise ConfigError(
+            f"plot: no checkpoint of {directory} has a value of a {what}; {there}"
+            f"{suggestion(metric, names) if metric else ''}"
+        )
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in found.metric)
-    path = Path(directory) / f"{safe}.svg" if dest is None else Path(dest)
+    path = _beside(directory, f"{safe}.svg") if dest is None else Path(dest)
     if path.suffix != ".svg":
         raise ConfigError(f"plot: {path.name} is no name for an SVG file: it must end in .svg")
     return _write(path.expanduser().absolute(), picture(chart))
@@ -88,7 +93,7 @@ def plot(
 
 def _overview(directory: str | os.PathLike[str]) -> Overview:
     """Return all that is known of a run, for people."""
-    run_directory = RunDirectory(directory)
+    run_directory = open_directory(directory)
     summary = summarize(directory)
     run, records = run_directory.open_run(), run_directory.read_records()
     evicted = run_directory.read_evicted()
@@ -96,9 +101,11 @@ def _overview(directory: str | os.PathLike[str]) -> Overview:
     gone = [Candidate(g.step, g.metrics, g.time) for g in evicted]
     ranked = Situation(records, run, policy, {}).curves(gone)
     past = {c.step: c for c in [*gone, *map(candidate, records.values())]}
+    # What another one left on this machine may be of an earlier run.
+    history = [] if is_bucket(directory) else HistoryFile(run_directory.meta).entries()
     others = {name for c in past.values() for name in c.metrics} - {c.metric for c in ranked}
     return Overview(
-        name=run_directory.root.name,
+        name=run_directory.name,
         policy=str(policy),
         rows=[
             Shown(
@@ -115,9 +122,13 @@ def _overview(directory: str | os.PathLike[str]) -> Overview:
         ],
         curves=[*ranked, *(_curve(name, past) for name in sorted(others))],
         titles={name: known.get("title", name) for name, known in run.stores.items()},
-        history=with_records(HistoryFile(run_directory.meta).entries(), records),
+        history=with_records(history, records),
         evicted=evicted,
     )
+
+
+def _beside(directory: str | os.PathLike[str], name: str) -> Path:
+    return Path(name) if is_bucket(directory) else Path(directory) / name
 
 
 def _curve(name: str, past: dict[int, Candidate]) -> Curve:

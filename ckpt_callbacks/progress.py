@@ -156,6 +156,8 @@ class _Bar:
         from ckpt_callbacks.report import size
 
         moved, seconds = self._moved, time.monotonic() - self._begun
+        if not moved and self._total is None:
+            return ""  # such as while a library is imported, or a service is asked
         of = f" of {size(self._total)}" if self._total is not None else ""
         return f"{size(moved)}{of}, {size(int(moved / seconds)) if seconds else 0}/s"
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.policy import KeepPolicy, as_keep, leaves
+from ckpt_callbacks.record import Record
 from ckpt_callbacks.remote import open_directory
-from ckpt_callbacks.retention import Opaque, explain, policy_from_json, policy_to_json
+from ckpt_callbacks.retention import (
+    Opaque,
+    explain,
+    policy_from_json,
+    policy_to_json,
+    ranked_metrics,
+)
 from ckpt_callbacks.situation import Situation, candidate
+from ckpt_callbacks.text import suggestion
 
 __all__ = ["Goes", "PrunePlan", "plan_prune"]
 
@@ -52,7 +60,8 @@ def plan_prune(directory: str | os.PathLike[str], keep: KeepPolicy | None = None
     """Return what `prune` would do.
 
     Raises:
-        ConfigError: it is no run directory, or `keep` no policy that can be written down.
+        ConfigError: it is no run directory, `keep` is no policy that can be written down, or it
+            ranks by a metric that no checkpoint has.
         RecordError: a record in it cannot be read.
     """
     run_directory = open_directory(directory)
@@ -62,7 +71,10 @@ def plan_prune(directory: str | os.PathLike[str], keep: KeepPolicy | None = None
         isinstance(leaf, Opaque) for leaf in leaves(policy_from_json(policy_to_json(policy)))
     ):
         raise ConfigError(f"prune: {policy} is a function, of which other processes know nothing")
-    situation = Situation(run_directory.known_records(), run, policy, {})
+    records = run_directory.known_records()
+    if keep is not None:
+        _refuse_unmeasured(policy, records.values())
+    situation = Situation(records, run, policy, {})
     kept = situation.kept_by(policy)
     known = sorted(situation.known, key=lambda record: record.step)
     history = [candidate(record) for record in known]
@@ -78,3 +90,15 @@ def plan_prune(directory: str | os.PathLike[str], keep: KeepPolicy | None = None
         for r in leaving
     ]
     return PrunePlan(policy, goes, kept)
+
+
+def _refuse_unmeasured(keep: KeepPolicy, records: Collection[Record]) -> None:
+    """Refuse what would remove all but the newest, since it ranks by a name that is misspelt."""
+    measured = {name for record in records for name in record.metrics}
+    for name in ranked_metrics(keep) if records else ():
+        if name not in measured:
+            there = ", ".join(sorted(measured)) or "none"
+            raise ConfigError(
+                f"prune: no checkpoint has the metric {name!r}, by which {keep} ranks; the metrics "
+                f"are {there}{suggestion(name, measured)}"
+            )

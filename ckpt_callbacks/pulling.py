@@ -53,6 +53,7 @@ def pull(address: str, directory: str | os.PathLike[str], *, go_on: bool = False
     steps = [int(path.name) for path in there if path.name.isdecimal()]
     if any(target.read_record(step) is None for step in steps):
         raise ConfigError(f"pull: {target.root} holds checkpoints already: choose a new directory")
+    new = [path for path in (target.root, target.meta) if not path.exists()]
     target.acquire()
     try:
         if target.read_run() is not None:
@@ -66,6 +67,10 @@ def pull(address: str, directory: str | os.PathLike[str], *, go_on: bool = False
             target.write_run(replace(run, status=ADOPTED))  # so that any policy is its first
             return max(target.read_records())
         return _take(target, address)
+    except BaseException:
+        for path in new[:1]:  # else a misspelt address would leave a directory without a run
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     finally:
         target.release()
 

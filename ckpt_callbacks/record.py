@@ -11,10 +11,11 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from ckpt_callbacks.errors import NewerFormat, RecordError
+from ckpt_callbacks.files import File, WrittenFiles, apart, files_from_json
 
 __all__ = [
     "ADOPTED",
@@ -49,14 +50,7 @@ _HEAD = re.compile(r'\{"check":"crc32:[0-9a-f]{8}","text":"crc32:([0-9a-f]{8})",
 T = TypeVar("T")
 RecordState = Literal["saving", "complete", "evicting", "gone"]
 CopyState = Literal["pending", "staged", "confirmed"]
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file of a checkpoint: size in bytes and digest (`xxh3:` and 32 hex digits)."""
-
-    size: int
-    digest: str
+_RECORD_STATES, _COPY_STATES = get_args(RecordState), get_args(CopyState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +99,10 @@ class Record:
     @property
     def bytes(self) -> int:
         """Size of all files."""
-        return sum([file.size for file in self.files.values()])
+        files = self.files
+        if isinstance(files, WrittenFiles):
+            return files.bytes
+        return sum([file.size for file in files.values()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +173,8 @@ class RunFile:
 
 def record_to_json(record: Record) -> str:
     """Return the text of a record's file."""
-    return _dump({**asdict(record), "metrics": numbers(record.metrics)})
+    plain = replace(record, files=dict(record.files))
+    return _dump({**asdict(plain), "metrics": numbers(record.metrics)})
 
 
 def record_from_json(text: str, where: str) -> Record:
@@ -185,19 +183,20 @@ def record_from_json(text: str, where: str) -> Record:
     Raises:
         RecordError: the text is damaged, incomplete, or of a newer format.
     """
-    values = _parse(text, where)
+    values = _parse(text, where, files=True)
     try:
+        files = values["files"]
         record = Record(
             step=_typed(values["step"], int),
-            state=_one_of(values["state"], RecordState),
+            state=_one_of(values["state"], _RECORD_STATES),
             owner=_typed(values["owner"], str),
             time=float(values["time"]),
             metrics={k: float(v) for k, v in values["metrics"].items()},
             logged=_typed(values["logged"], bool),
-            files={k: _file(v["size"], v["digest"]) for k, v in values["files"].items()},
+            files=files if isinstance(files, WrittenFiles) else files_from_json(files),
             copies={
                 k: Copy(
-                    _one_of(v["state"], CopyState),
+                    _one_of(v["state"], _COPY_STATES),
                     _typed(v["ref"], str),
                     _typed(v["shared"], bool),
                 )
@@ -304,9 +303,12 @@ def _check(values: Mapping[str, Any]) -> str:
     return f"crc32:{zlib.crc32(plain.encode()):08x}"
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str, where: str, *, files: bool = False) -> dict[str, Any]:
+    """Return the values in a text; `files` says whether there are some, as a record has them."""
+    as_written = _is_as_written(text)
+    rest, there = apart(text) if files and as_written else (text, None)
     try:
-        values = json.loads(text)
+        values = json.loads(rest)
     except ValueError as error:
         raise RecordError(f"{where} is not JSON: {error}") from error
     version = values.get("format") if isinstance(values, dict) else None
@@ -318,16 +320,11 @@ def _parse(text: str, where: str) -> dict[str, Any]:
             "install the version that wrote it, or a newer one"
         )
     check = values.pop("check", None)
-    if not _is_as_written(text) and check != _check(values):
+    if not as_written and check != _check(values):
         raise RecordError(f"{where} is damaged: it does not match its checksum, {check}")
+    if there is not None:
+        values["files"] = there
     return dict(values)
-
-
-def _file(size: object, digest: object) -> File:
-    # By far the most values of a record: here, so that thousands of records are read fast.
-    if type(size) is not int or type(digest) is not str:
-        raise TypeError(f"expected a size and a digest, found {size!r} and {digest!r}")
-    return File(size, digest)
 
 
 def _typed(value: object, kind: type[T]) -> T:
@@ -340,7 +337,7 @@ def _optional(value: object, kind: type[T]) -> T | None:
     return None if value is None else _typed(value, kind)
 
 
-def _one_of(value: Any, choices: Any) -> Any:
-    if value not in get_args(choices):
-        raise ValueError(f"expected one of {get_args(choices)}, found {value!r}")
+def _one_of(value: Any, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise ValueError(f"expected one of {choices}, found {value!r}")
     return value

@@ -146,7 +146,6 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
         for name, copy in sorted(record.copies.items()):
             title = titles.get(name, name)
             where.append(title if copy.state == "confirmed" else f"{title} ({copy.state})")
-        sent = any(copy.state == "confirmed" for copy in record.copies.values())
         rows.append(
             CheckpointInfo(
                 step=step,
@@ -159,7 +158,7 @@ def summarize(directory: str | os.PathLike[str], hints: Sequence[str] = ()) -> S
                 bytes=record.bytes,
                 metadata=record.metadata,
                 copies=record.copies,
-                complete=step in here or (record.lost and sent),
+                complete=step in here or (record.lost and _is_sent(record)),
             )
         )
     return Summary(rows, ranked_metrics(policy), list(hints))
@@ -233,6 +232,10 @@ def why(directory: str | os.PathLike[str], which: int | str) -> Why:
         f"{run_directory} never had a step {step}; it has {listed(list(records))}"
         f"{suggestion(step, (), list(records))}"
     )
+
+
+def _is_sent(record: Record) -> bool:
+    return any(copy.state == "confirmed" for copy in record.copies.values())
 
 
 def _decide(run: RunFile, policy: KeepPolicy, history: list[Candidate]) -> Decision:

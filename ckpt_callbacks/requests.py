@@ -167,7 +167,8 @@ def prune(
         timeout: see there.
 
     Raises:
-        ConfigError: it is no run directory, or `keep` no policy that can be written down.
+        ConfigError: it is no run directory, `keep` is no policy that can be written down, or it
+            ranks by a metric that no checkpoint has.
         RecordError: a record in it cannot be read.
     """
     plan = plan_prune(directory, keep)

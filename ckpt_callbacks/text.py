@@ -7,18 +7,23 @@ import shutil
 from collections.abc import Collection, Sequence
 from typing import Any
 
-__all__ = ["as_text", "counted", "listed", "suggestion"]
+__all__ = ["as_text", "columns", "counted", "listed", "suggestion"]
 
 _SHOWN = 12
 """How many steps a message names."""
 
 
-def as_text(printable: Any) -> str:
-    """Return as plain text what rich can print."""
+def columns(otherwise: int) -> int:
+    """Return the width of the terminal, or another one where there is none, such as in a pipe."""
+    return shutil.get_terminal_size((otherwise, 25)).columns
+
+
+def as_text(printable: Any, otherwise: int = 100) -> str:
+    """Return as plain text what rich can print, as wide as `columns` says."""
     from rich.console import Console
 
     out = io.StringIO()
-    console = Console(file=out, width=shutil.get_terminal_size((100, 25)).columns)
+    console = Console(file=out, width=columns(otherwise))
     console.print(printable, soft_wrap=True)  # what is no table in whole lines, to be copied
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 

@@ -19,12 +19,14 @@ from orbax.checkpoint import v1
 import ckpt_callbacks as cc
 from ckpt_callbacks import catalog
 from ckpt_callbacks.cli import COMMANDS, listing, main, watching
+from ckpt_callbacks.cli.output import table
 from ckpt_callbacks.cli.policies import policy_from_text
 from ckpt_callbacks.cli.schemas import SCHEMAS
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.record import Copy, run_to_json
 from ckpt_callbacks.report import summarize
 from ckpt_callbacks.testing import FakeClock
+from ckpt_callbacks.text import as_text
 from folder_store import FolderStore
 from loops import callbacks_in, local_steps, new_state, train
 
@@ -107,6 +109,14 @@ def settled(text: str, tmp_path: Path) -> str:
     return re.sub(r" {2,}", "  ", text)
 
 
+def table_at(columns: int, line: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the lines of a table in a terminal that is so wide, but its title and addresses."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = invoke(line)
+    assert result.exit_code in (0, 1), result.output
+    return [text for text in result.output.splitlines()[1:] if ": folder:" not in text]
+
+
 def save_alone(root: Path, count: int) -> None:
     """Save steps with Orbax alone."""
     with v1.training.Checkpointer(root) as checkpointer:
@@ -132,7 +142,8 @@ SCRIPTS = {
                "convert weights.npz again.npz", "diff weights.npz again.npz"],
     "wrong": ["lss run", "ls rum", "ls .", "ls folder:store/steps/3", "why run bset",
               "show run 99", "pin run 99", "promote run 3 best", "promote run 3 a/b",
-              "prune run --keep newest:2", "pull here new", "show foldr:store/3"],
+              "prune run --keep newest:2", "prune run --keep best:1:scroe:max --yes",
+              "plot run --metric scroe", "pull here new", "show foldr:store/3"],
 }  # fmt: skip
 
 
@@ -200,6 +211,66 @@ def test_json_of_what_is_done(tmp_path: Path) -> None:
     assert as_json("convert a.npz b.npz")["path"] == str(tmp_path / "b.npz")
 
 
+def test_a_table_has_a_frame_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert table_at(200, "ls run", monkeypatch)[0][0] == "┏"
+    narrow = table_at(80, "ls run", monkeypatch)
+    assert narrow[0].split() == [
+        *("step", "age", "score", "size", "kept", "because", "where", "aliases", "complete")
+    ]
+    assert max(map(len, narrow)) <= 80
+
+
+def test_a_narrow_table_lacks_what_matters_least(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    narrow = table_at(60, "ls run", monkeypatch)
+    assert narrow[-1] == "no room for complete, size"
+    assert narrow[0].split() == ["step", "age", "score", "kept", "because", "where", "aliases"]
+    assert max(map(len, narrow)) <= 60
+
+    shutil.rmtree(tmp_path / "run" / "3")  # then it tells something
+    assert "complete" in table_at(60, "ls run", monkeypatch)[0]
+
+
+def test_a_cell_is_folded_and_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    path = "optimizer/opt_state/0/mu/layers/0/kernel"
+
+    shown = as_text(table("title", {"leaf": False, "largest": True}, [[path, "0.123"]]))
+
+    assert "".join(shown.replace("0.123", "").split()) == f"titleleaflargest{path}"
+    assert "0.123" in shown
+    assert max(map(len, shown.splitlines())) <= 30
+
+
+def test_what_a_pipe_gets_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_terminal(descriptor: int) -> os.terminal_size:
+        raise OSError
+
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr(os, "get_terminal_size", no_terminal)
+    monkeypatch.setattr(listing, "size", lambda count: "x" * 300)
+
+    for line in ("ls run", "watch run --once"):
+        assert sum("x" * 300 in text for text in invoke(line).output.splitlines()) == 4
+
+
+def test_what_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> bytes:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("ckpt_callbacks.directory._content", refuse)
+
+    refused = invoke("ls run")
+    assert (refused.exit_code, refused.output.split()[0]) == (2, "Error:")
+    assert refused.output.endswith("/run/.ckpt_callbacks/run.json: Permission denied\n")
+    assert found_by_the_doctor("problem")["permissions"].endswith("run.json may not be read")
+
+
+def test_help_is_short_too() -> None:
+    assert invoke("ls -h").output == invoke("ls --help").output
+
+
 def test_nothing_goes_without_a_yes(tmp_path: Path) -> None:
     for answer in ("n\n", "\n", ""):
         refused = invoke("prune run --keep latest:1", input=answer)
@@ -221,7 +292,9 @@ def test_damage_is_a_problem_and_not_a_wrong_use(tmp_path: Path) -> None:
     (found,) = as_json("verify run", exit_code=1)["problems"]
     assert found["step"] == 3
     (tmp_path / "run" / ".ckpt_callbacks" / "records" / "3.json").write_text("{")
-    assert invoke("ls run").exit_code == 1
+    listed = invoke("ls run")
+    assert listed.exit_code == 1
+    assert "makes the record of a checkpoint again" in listed.output
     assert as_json("doctor run", exit_code=1)
     assert "3.json is not JSON" in invoke("doctor run").output
 
@@ -307,6 +380,8 @@ def test_steps_and_aliases_complete() -> None:
 
     assert offered("why run ") == ["best", "last", "1", "3", "4"]
     assert offered("show run b") == ["best"]
+    assert offered("inspect run --which b") == ["best"]
+    assert offered("export run a.npz --which l") == ["last"]
     assert offered("promote store ") == []
     assert offered("pro") == ["promote"]
 
@@ -354,4 +429,5 @@ def test_one_checkpoint_is_not_many(tmp_path: Path) -> None:
     train(callbacks_in(tmp_path / "one"), 1)
 
     assert "one: 1 checkpoint, " in invoke("ls one").output
+    assert invoke("sync one").output == "the run has no tracker\n"
     assert str(summarize("one")).startswith("1 checkpoint\n")

@@ -10,7 +10,7 @@ import pytest
 import ckpt_callbacks
 
 PURE = [
-    "errors", "events", "history", "plan", "policy", "record", "retention", "schedule",
+    "errors", "events", "files", "history", "plan", "policy", "record", "retention", "schedule",
     "situation", "stores",
 ]  # fmt: skip
 

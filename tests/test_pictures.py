@@ -156,7 +156,9 @@ def test_a_plot_is_a_file_that_other_programs_draw(run: Path, tmp_path: Path) ->
 
 
 def test_what_cannot_be_drawn_or_written_is_told(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(cc.ConfigError, match="'los'; the metrics are val_accuracy, loss"):
+    with pytest.raises(
+        cc.ConfigError, match=r"'los'; .* are val_accuracy, loss\. Did you mean loss\?"
+    ):
         cc.plot(run, metric="los")
     with pytest.raises(cc.ConfigError, match=r"loss\.png is no name for an SVG file"):
         cc.plot(run, "loss.png", metric="loss")

@@ -79,6 +79,14 @@ def test_a_transfer_shows_bytes_and_rate(terminal: Terminal) -> None:
     assert "/s" in terminal.getvalue()
 
 
+def test_before_anything_has_moved_no_bytes_are_shown(terminal: Terminal) -> None:
+    with transfer("fetching") as moved:
+        terminal.wait_for("fetching")
+        assert "0 B" not in terminal.getvalue()
+        moved(1 << 20)
+        terminal.wait_for("1.0 MiB, ")
+
+
 def test_what_is_done_at_once_shows_nothing(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

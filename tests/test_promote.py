@@ -89,6 +89,36 @@ def test_prune_removes_at_once_what_a_policy_does_not_keep(tmp_path: Path) -> No
     assert local_steps(root) == set(store.copies) == {1, 4, 5, 6, 7}
 
 
+def test_prune_refuses_to_rank_by_what_no_checkpoint_has(tmp_path: Path) -> None:
+    """A misspelt name would remove all but the newest."""
+    train(callbacks_in(tmp_path, keep=cc.LatestN(5)), 3, {0: 0.9})
+
+    with pytest.raises(cc.ConfigError, match=r"'scroe'.* are loss, score\. Did you mean score\?"):
+        cc.prune(tmp_path, cc.LatestN(1) | cc.BestN(1, "scroe", mode="max"))
+
+    assert local_steps(tmp_path) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_pull_that_fails_leaves_nothing(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise cc.CheckpointNotFound("there is no such model")
+
+    monkeypatch.setattr("ckpt_callbacks.pulling.fetch", fetch)
+    root = tmp_path / "new"
+    if there:
+        root.mkdir()
+        (root / "notes.txt").touch()
+
+    with pytest.raises(cc.CheckpointNotFound):
+        cc.pull("mlflow:/digits@bset", root)
+
+    assert root.exists() == there
+    assert [path.name for path in root.rglob("*")] == ["notes.txt"] * there
+
+
 def test_prune_takes_only_policies_that_can_be_written_down(tmp_path: Path) -> None:
     train(callbacks_in(tmp_path), 1)
     with pytest.raises(cc.ConfigError, match="is a function"):

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import strategies
@@ -45,13 +45,35 @@ records = st.builds(
 )
 
 
+ODD = {name: File(3, name) for name in ('"size":5', '},"copies":', '"files":{', "size", "a\nb")}
+
+
 @given(records)
+@example(Record(1, "complete", '"files":{', 0.0, {"files": 1.0, "size": 2.0}, files=ODD))
+@example(Record(1, "complete", "me", 0.0, metadata={"files": {"size": 1}, "copies": {}}))
 def test_a_record_survives_the_disk(record: Record) -> None:
     text = record_to_json(record)
 
     json.loads(text, parse_constant=pytest.fail)  # JSON has no NaN
     again = record_from_json(text, "7.json")
+    assert again.bytes == record.bytes
+    assert bool(again.files) == bool(record.files)
+    assert record_to_json(again) == text
+    assert again.files == record.files
     assert repr(again) == repr(record)  # repr, since NaN is not equal to itself
+    laid_out_by_hand = record_from_json(json.dumps(json.loads(text), indent=1), "7.json")
+    assert repr(laid_out_by_hand) == repr(record)
+    assert laid_out_by_hand.bytes == record.bytes
+
+
+def test_the_files_of_a_record_wait_until_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of thousands of records a listing asks for none."""
+    text = record_to_json(Record(1, "complete", "me", 0.0, files=ODD))
+    monkeypatch.setattr("ckpt_callbacks.files.files_from_json", pytest.fail)
+
+    assert record_from_json(text, "1.json").bytes == 15
 
 
 @given(records, st.data())

@@ -163,8 +163,6 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "call",
     [
-        cc.write_report,
-        cc.plot,
         lambda where: cc.pull("mlflow:/digits@best", where),
         lambda where: cc.adopt(Path.cwd(), where),
         lambda where: cc.adopt(where, Path.cwd()),
@@ -175,12 +173,34 @@ def test_what_needs_a_local_directory_says_so(call: Callable[[str], object]) -> 
         call("s3://bucket/runs/digits")
 
 
-@pytest.mark.parametrize(
-    "command", ["report", "plot", "watch", "doctor", "pull mlflow:/digits@best", "adopt ."]
-)
+@pytest.mark.parametrize("command", ["watch", "doctor", "pull mlflow:/digits@best", "adopt ."])
 def test_a_command_that_needs_a_local_directory_says_so(command: str) -> None:
     done = CliRunner().invoke(main, [*command.split(), "s3://bucket/runs/digits"])
     assert (done.exit_code, "in object storage" in done.output) == (2, True), done.output
+
+
+def test_a_run_in_object_storage_has_a_report_and_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = "memory://bucket/runs/digits"
+    keep = cc.LatestN(1) | cc.BestN(1, "score", mode="max")
+    checkpoint = cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(1), keep=keep)
+    with cc.Callbacks(checkpoint).run({"w": 1.0}) as run:
+        state = run.state
+        for step in range(4):
+            run.on_step(step, state, {"score": -abs(step - 1)})
+
+    done = [CliRunner().invoke(main, [command, where]) for command in ("report", "plot")]
+    assert [d.output.strip() for d in done] == [
+        str(tmp_path / "report.html"),
+        str(tmp_path / "score.svg"),
+    ]
+
+    text = Path("report.html").read_text()
+    assert "<title>digits" in text
+    assert "2 checkpoints evicted" in text
+    assert "4 checkpoints measured, 2 kept" in Path("score.svg").read_text()
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

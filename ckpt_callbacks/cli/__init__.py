@@ -15,7 +15,14 @@ from importlib import import_module
 
 import click
 
-from ckpt_callbacks.errors import CheckpointNotFound, CkptCallbacksError, ConfigError, UsageError
+from ckpt_callbacks.errors import (
+    CheckpointNotFound,
+    CkptCallbacksError,
+    ConfigError,
+    NewerFormat,
+    RecordError,
+    UsageError,
+)
 from ckpt_callbacks.text import suggestion
 
 __all__ = ["main"]
@@ -93,11 +100,28 @@ class _Commands(click.Group):
             raise
         except (ConfigError, CheckpointNotFound, UsageError) as error:
             raise _Wrong(str(error)) from error
-        except (CkptCallbacksError, OSError) as error:
+        except PermissionError as error:
+            raise _Wrong(_of_system(error)) from error
+        except NewerFormat as error:
             raise click.ClickException(str(error)) from error
+        except RecordError as error:
+            raise click.ClickException(
+                f"{error}. `ckpt-callbacks doctor` and `verify` tell all that is damaged; a run "
+                "there, or `sync`, makes the record of a checkpoint again, without its metrics"
+            ) from error
+        except CkptCallbacksError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(_of_system(error)) from error
 
 
-@click.group(cls=_Commands)
+def _of_system(error: OSError) -> str:
+    """Return what the system refuses, and of which file."""
+    known = error.strerror and error.filename
+    return f"{error.filename}: {error.strerror}" if known else str(error)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ckpt-callbacks")
 def main() -> None:
     """See and steer the checkpoints of a run: which are kept, why, and where."""

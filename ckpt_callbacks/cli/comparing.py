@@ -60,7 +60,9 @@ def diff_command(a: str, b: str, only: tuple[str, ...], *, everything: bool, as_
     if shown:
         columns = {"leaf": False, "difference": False, "unequal": True, "largest": True}
         title = f"A {a}, B {b}: {same} the same, {len(found) - kinds['same']} not"
-        text = table(title, columns | {"relative": True}, [_cells(row) for row in shown])
+        rows = [_cells(row) for row in shown]
+        spare = ["difference"] * ({row[1] for row in rows} == {"numbers"})
+        text = table(title, columns | {"relative": True}, rows, spare=spare)
     emit(facts, text, as_json=as_json)
     if kinds["same"] != len(found):
         raise SystemExit(1)

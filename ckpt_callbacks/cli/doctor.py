@@ -63,13 +63,16 @@ def checks(directory: Path | None) -> Iterator[Check]:
     if directory is None:
         return
     root = RunDirectory(directory)
+    damaged: list[RecordError] = []
     try:
         run = root.open_run()
+        records = root.read_records(on_damage=lambda path, error: damaged.append(error))
     except CkptCallbacksError as error:
         yield Check("directory", "problem", str(error))
         return
-    damaged: list[RecordError] = []
-    records = root.read_records(on_damage=lambda path, error: damaged.append(error))
+    except PermissionError as error:
+        yield Check("permissions", "problem", f"{error.filename} may not be read")
+        return
     yield from _directory(root, run, records, damaged)
     yield from _policy(root, run, records)
     yield from _stores(root, run)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ckpt_callbacks.cli.output import emit, json_option
-from ckpt_callbacks.cli.places import ParamType, Source, as_which, source_of
+from ckpt_callbacks.cli.places import ParamType, Source, Step, source_of
 
 __all__ = ["convert_command", "export_command"]
 
@@ -35,7 +35,9 @@ class _Size(ParamType):
 @click.argument("source", type=Source())
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--format", help="Such as safetensors or npz; by the suffix of DEST if not given.")
-@click.option("--which", help="A step, or an alias, of a run directory; last if not given.")
+@click.option(
+    "--which", type=Step(), help="A step, or an alias, of a run directory; last if not given."
+)
 @click.option("--only", multiple=True, help="A path such as params, or a pattern; repeatable.")
 @click.option("--unstack", multiple=True, metavar="GROUP", help="Give each layer its own arrays.")
 @click.option("--stack", multiple=True, metavar="GROUP", help="Put all layers into one array.")
@@ -47,7 +49,7 @@ class _Size(ParamType):
 def export_command(
     source: str,
     dest: Path,
-    which: str | None,
+    which: int | str | None,
     axis: int | None,
     unstack: tuple[str, ...],
     stack: tuple[str, ...],
@@ -70,7 +72,7 @@ def export_command(
     forms = _forms(unstack, stack, axis or 0)
     given = {"max_shard_size": max_shard_size, "naming": naming}
     options |= {name: value for name, value in given.items() if value is not None}
-    place, chosen = source_of(source, None if which is None else as_which(which))
+    place, chosen = source_of(source, which)
     path = export(place, dest, which=chosen, only=only or None, transform=forms, **options)
     emit({"path": str(path)}, f"wrote {path}", as_json=as_json)
 

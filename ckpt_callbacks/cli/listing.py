@@ -83,7 +83,9 @@ def listing(
     about = f"{name}: {counted(len(rows), 'checkpoint')}, "
     about += f"{size(sum(row.bytes for row in rows))}, keep {policy_from_json(run.policy)}, "
     about += state_of(run, owner)
-    return table(about, columns, cells, plain=plain)
+    whole = all(row.complete for row in rows[-most:])  # then it tells nothing
+    spare = [*["complete"] * whole, "size", "age"]
+    return table(about, columns, cells, plain=plain, spare=spare)
 
 
 def state_of(run: RunFile, owner: str | None) -> str:

@@ -29,7 +29,8 @@ def sync_command(directory: Path, timeout: float, *, as_json: bool) -> None:
 
     names = [known.get("title", name) for name, known in _stores(directory).items()]
     if not as_json:
-        click.echo(f"sending to {', '.join(names) or 'no store'}, for {timeout:.0f} s at most")
+        told = f"sending to {', '.join(names)}, for {timeout:.0f} s at most"
+        click.echo(told if names else "the run has no tracker")
     unsent = sync(directory, timeout=timeout)
     stores = _stores(directory)
     titles = {name: known.get("title", name) for name, known in stores.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ckpt_callbacks.cli.output import emit, json_option
-from ckpt_callbacks.cli.places import local_argument
+from ckpt_callbacks.cli.places import directory_argument
 
 __all__ = ["plot_command", "report_command"]
 
@@ -15,7 +15,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(short_help="Write all there is to see of a run as one page.")
-@local_argument
+@directory_argument
 @click.option("-o", "--output", type=_FILE, help="The file; DIRECTORY/report.html if not given.")
 @json_option
 def report_command(directory: Path, output: Path | None, *, as_json: bool) -> None:
@@ -27,7 +27,7 @@ def report_command(directory: Path, output: Path | None, *, as_json: bool) -> No
 
 
 @click.command(short_help="Draw the curve of a metric.")
-@local_argument
+@directory_argument
 @click.option("-o", "--output", type=_FILE, help="An .svg; DIRECTORY/METRIC.svg if not given.")
 @click.option("--metric", help="Its name; the first that the policy ranks by if not given.")
 @json_option

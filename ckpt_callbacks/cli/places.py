@@ -80,6 +80,7 @@ class Step(ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         place = ctx.params.get("directory") or ctx.params.get("source")
+        place = place or next(iter(ctx.args), None)  # before an option that has no value yet
         there: list[str] = []
         if place and not is_address(str(place)):
             with suppress(CkptCallbacksError, OSError):  # then there is nothing to offer

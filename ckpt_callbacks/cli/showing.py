@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ckpt_callbacks.cli.output import emit, json_option, numbered
-from ckpt_callbacks.cli.places import Source, Step, as_which, source_of
+from ckpt_callbacks.cli.places import Source, Step, source_of
 
 __all__ = ["inspect_command", "show_command"]
 
@@ -30,15 +30,17 @@ def show_command(source: str, step: int | str | None, depth: int | None, *, as_j
 
 @click.command()
 @click.argument("source", type=Source())
-@click.option("--which", default="last", show_default=True, help="A step, or an alias.")
+@click.option(
+    "--which", type=Step(), default="last", show_default=True, help="A step, or an alias."
+)
 @_depth
 @json_option
-def inspect_command(source: str, which: str, depth: int | None, *, as_json: bool) -> None:
+def inspect_command(source: str, which: int | str, depth: int | None, *, as_json: bool) -> None:
     """Show what a checkpoint holds; the same as show.
 
     SOURCE is a run directory, a checkpoint of Orbax, or an address such as mlflow:/digits@best.
     """
-    _show(source, as_which(which), depth, as_json=as_json)
+    _show(source, which, depth, as_json=as_json)
 
 
 def _show(source: str, which: int | str, depth: int | None, *, as_json: bool) -> None:

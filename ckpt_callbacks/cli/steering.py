@@ -120,7 +120,14 @@ def prune_command(
     shown: Any = f"nothing goes: {counted(len(plan.kept), 'checkpoint')}, all kept by {plan.keep}"
     if plan.goes:
         columns = {"step": True, "size": True, "goes because": False, "from": False}
-        rows = [[str(g.step), size(g.bytes), g.reason, ", ".join(g.where)] for g in plan.goes]
+        stores = open_directory(directory).open_run().stores
+        rows = [
+            [
+                *(str(g.step), size(g.bytes), g.reason),
+                ", ".join(stores.get(name, {}).get("title", name) for name in g.where),
+            ]
+            for g in plan.goes
+        ]
         stays = ", ".join(f"{step} ({why})" for step, why in [*plan.kept.items()][-12:])
         shown = table(f"{free} go; these stay: {stays}", columns, rows)
     if dry_run or not plan.goes:

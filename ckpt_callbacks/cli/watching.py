@@ -46,7 +46,7 @@ def watch_command(directory: Path, rows: int | None, *, once: bool, as_json: boo
 
     console = Console()
     if once or not console.is_terminal:
-        console.print(view.render(console.height))
+        emit({}, view.render(console.height), as_json=False)
         return
     from rich.live import Live
 
