@@ -146,6 +146,8 @@ class Callbacks:
                 or `init` is no function.
         """
         # Here and not above: a script that imports the package may not train.
+        from ckpt_callbacks.beginning import Beginning
+        from ckpt_callbacks.entering import Terms
         from ckpt_callbacks.restoring import Weights
         from ckpt_callbacks.run import Run
 
@@ -160,28 +162,26 @@ class Callbacks:
             raise ConfigError(f"run: config must hold JSON values only: {error}") from error
         if odd := [key for key in config or {} if not isinstance(key, str)]:
             raise ConfigError(f"run: the keys of config must be strings, not {odd[0]!r}")
-        kind: type[Run[S]] = Run
+        terms = None
+        if self._checkpoint:
+            terms = Terms(
+                checkpoint=self._checkpoint,
+                stores=self._stores,
+                config=dict(config or {}),
+                resume=resume,
+                run_id=run_id,
+                discard_newer=discard_newer,
+                drain_limit=self._drain_limit,
+                system_metrics=self._system_metrics,
+                process_timeout=self._process_timeout,
+                clock=self._clock,
+            )
+        beginning = Beginning(state, start_from, init)
         if self._profile:
             from ckpt_callbacks.profiled import ProfiledRun
 
-            kind = ProfiledRun
-        return kind(
-            state,
-            dict(config or {}),
-            self._checkpoint,
-            self._stores,
-            self._plugins,
-            resume=resume,
-            run_id=run_id,
-            start_from=start_from,
-            init=init,
-            discard_newer=discard_newer,
-            drain_limit=self._drain_limit,
-            grace=self._grace,
-            system_metrics=self._system_metrics,
-            process_timeout=self._process_timeout,
-            clock=self._clock,
-        )
+            return ProfiledRun(beginning, terms, self._plugins, self._grace, clock=self._clock)
+        return Run(beginning, terms, self._plugins, self._grace)
 
 
 def _check_resume(resume: Resume, run_id: str | None, checkpoint: OrbaxCheckpoint | None) -> None:

@@ -22,15 +22,15 @@ class Evaluations:
     """Those of steps that are not saved yet, and whether evaluations and checkpoints ever meet.
 
     Args:
-        checkpoint: says by which metrics checkpoints are ranked; `None` where there are none.
+        checkpoint: says by which metrics checkpoints are ranked.
     """
 
-    def __init__(self, checkpoint: OrbaxCheckpoint | None) -> None:
+    def __init__(self, checkpoint: OrbaxCheckpoint) -> None:
         self.mutex = threading.RLock()
         """Held while a step is saved or evaluated: one may come in the midst of the other."""
-        self._save = checkpoint and checkpoint.save
-        self._keep = checkpoint and checkpoint.keep
-        self._ranked = ranked_metrics(checkpoint.keep) if checkpoint else []
+        self._save = checkpoint.save
+        self._keep = checkpoint.keep
+        self._ranked = ranked_metrics(checkpoint.keep)
         self._waiting: dict[int, dict[str, float]] = {}
         self._missed: list[int] = []
         self._unmet: list[int] = []
@@ -94,7 +94,7 @@ class Evaluations:
         """Warn once, in the name of the loop."""
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(text, CkptCallbacksWarning, stacklevel=8)
+            warnings.warn(text, CkptCallbacksWarning, stacklevel=9)
 
 
 def _few(steps: list[int]) -> str:

@@ -27,9 +27,9 @@ class ProfiledRun(Run[S]):
 
     profile: Profile
 
-    def __init__(self, *arguments: Any, clock: Clock, **options: Any) -> None:
+    def __init__(self, *arguments: Any, clock: Clock) -> None:
         self.profile = Profile(clock)
-        super().__init__(*arguments, clock=clock, timed=self.profile.timed, **options)
+        super().__init__(*arguments, timed=self.profile.timed)
         for name in _CALLS:
             setattr(self, name, self._timed(f"run.{name}")(getattr(self, name)))
 

@@ -229,8 +229,8 @@ def test_without_a_profile_nothing_is_wrapped(
     ) as run:
         assert type(run) is cc.Run
         assert not {"on_step", "on_eval", "save", "wait"} & vars(run).keys()
-        engine = run._engine
-        assert engine
+        assert run._saves
+        engine = run._saves.engine
         assert run._log == engine._buffer.append
         assert engine.save == engine._saver.save  # type: ignore[union-attr]
         assert [w._call.put for w in workers] == [store.put]

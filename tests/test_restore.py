@@ -337,6 +337,17 @@ def test_an_abstract_state_begins_with_weights_in_what_init_makes(tmp_path: Path
         assert tree_digest(run.state) == tree_digest(expected)
 
 
+def test_a_run_that_saves_nothing_begins_with_them_too(tmp_path: Path) -> None:
+    abstract = jax.eval_shape(lambda: new_state(0))
+    with cc.Callbacks().run(
+        abstract, start_from=pretrained(tmp_path), init=lambda: new_state(5)
+    ) as run:
+        with pytest.raises(cc.UsageError, match=r"is to begin anew, but run.state was never read"):
+            run.on_step(0, new_state(5))
+        expected = new_state(5) | {"model": new_state(3)["model"]}
+        assert tree_digest(run.state) == tree_digest(expected)
+
+
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [

@@ -542,7 +542,7 @@ def test_a_disk_that_is_full_stops_neither_training_nor_the_threads(tmp_path: Pa
     recorder = Recorder()
     with callbacks_in(tmp_path / "run", recorder).run(new_state()) as run:
         run.on_step(0, new_state(), {"loss": 0.0})
-        run._engine.wait()  # type: ignore[union-attr]
+        run.wait()
         with pytest.MonkeyPatch.context() as full:
 
             def no_space(path: Path, text: str) -> None:
@@ -550,7 +550,7 @@ def test_a_disk_that_is_full_stops_neither_training_nor_the_threads(tmp_path: Pa
 
             full.setattr("ckpt_callbacks.directory.replace_text", no_space)
             run.on_step(1, new_state(), {"loss": 1.0})
-            run._engine.wait()  # type: ignore[union-attr]
+            run.wait()
         run.on_step(2, new_state(), {"loss": 2.0})
 
     assert [e.step for e in recorder.of(cc.SaveFailed)] == [1]  # type: ignore[attr-defined]
@@ -826,8 +826,8 @@ def test_a_late_evaluation_of_an_evicted_step_is_reported(
     with callbacks_in(tmp_path / "run", keep=cc.LatestN(1)).run(new_state()) as run:
         for step in range(3):
             run.on_step(step, new_state())
-        run._engine.wait()  # type: ignore[union-attr]
-        while 0 in run._engine.ledger.records():  # type: ignore[union-attr]
+        run.wait()
+        while (tmp_path / "run" / ".ckpt_callbacks" / "records" / "0.json").exists():
             pass
         run.on_eval(0, {"score": 1.0})
 
