@@ -195,7 +195,7 @@ class Engine:
         self._system.start()
 
     def _show_change(self) -> None:
-        if leaving := self.ledger.leaving():
+        if leaving := self.ledger.situation.leaving():
             logger.warning(
                 "the keep policy of %s was changed to %s. Once a newer checkpoint is complete "
                 "everywhere, these go: %s",
@@ -229,7 +229,7 @@ class Engine:
 
     def unmeasured(self) -> list[int]:
         """Return the complete steps that lack a metric which the policy ranks by."""
-        return self.ledger.unmeasured()
+        return self.ledger.situation.unmeasured()
 
     def would_keep(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Return whether the policy has a place for a step that is not saved yet."""
@@ -338,7 +338,7 @@ class Engine:
     def _bytes_lacking(self, store: str) -> int:
         """Return how many bytes of checkpoints a store does not have yet."""
         with suppress(Exception):  # a policy may be the user's own function, and raise
-            steps = [a.step for a in self.ledger.actions(store) if isinstance(a, Publish)]
+            steps = [a.step for a in self.ledger.copies(store).actions() if isinstance(a, Publish)]
             records = self.ledger.records()
             return sum(records[step].bytes for step in steps if step in records)
         return 0
@@ -346,7 +346,7 @@ class Engine:
     def _lacking(self, store: Store) -> str:
         """Return what a store does not have yet, in words."""
         try:
-            lacking = _in_words(self.ledger.actions(store.name))
+            lacking = _in_words(self.ledger.copies(store.name).actions())
         except Exception:  # a policy may be the user's own function, and raise
             lacking = ["what is to be kept"]
         if isinstance(store, Tracker):

@@ -250,7 +250,7 @@ class Saver:
         """Evict what may go now; on this object's own thread once it was started."""
         ledger, directory = self._ledger, self._ledger.directory
         for step in ledger.evictable():
-            reason = ledger.explain(step)
+            reason = ledger.situation.explain(step)
             hit("eviction-begins")
             if ledger.evicting(step):
                 hit("record-evicting")

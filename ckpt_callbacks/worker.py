@@ -81,6 +81,7 @@ class Worker:
         self._call = cast(Tracker, TimedCalls(store, store.name, timed))
         self._info = info
         self._ledger = ledger
+        self._copies = ledger.copies(store.name)
         self._log = log
         self._files = files
         self._hooks = hooks
@@ -166,7 +167,7 @@ class Worker:
         if self._abandoned.is_set():
             return False
         # A policy may be the user's own function, and raise.
-        action = self._try("plan", lambda: self._ledger.next_action(self.store.name))
+        action = self._try("plan", self._copies.next_action)
         for known in self._planned() - {str(action)}:
             del self._failures[known]
         acted = action and self._try(str(action), lambda: self._act(action))
@@ -217,7 +218,7 @@ class Worker:
     def _open(self) -> bool:
         self._introduce()
         refs = {"title": self.store.title, **self._call.open(self._info)}
-        self._ledger.remember(self.store.name, refs, self.store.settings())
+        self._copies.remember(refs, self.store.settings())
         self._list()
         return True
 
@@ -227,7 +228,7 @@ class Worker:
             settings = self.store.settings()
         except Exception:  # it may know only once it is open
             settings = None
-        self._ledger.expect(self.store.name, self.store.title, settings)
+        self._copies.expect(self.store.title, settings)
 
     def _close(self) -> bool:
         self._call.close(self._status)
@@ -276,9 +277,9 @@ class Worker:
         situation = self._ledger.situation
         if situation is not self._seen:
             begun = time.monotonic()
-            overview = self._ledger.overview(self.store.name)
+            overview = self._copies.overview()
             if overview != self._shown:
-                self._call.show(self._ledger.with_history(overview))
+                self._call.show(self._copies.with_history(overview))
                 self._shown = overview
             self._seen = situation
             ended = time.monotonic()
@@ -289,29 +290,29 @@ class Worker:
         if str(action) in self._failures:
             # The store may not hold what it is known to hold: a person may have deleted it.
             self._list()
-            if self._ledger.next_action(self.store.name) != action:
+            if self._copies.next_action() != action:
                 return True
         return self._perform(action)
 
     def _list(self) -> None:
         if listing := self._call.listing():
-            self._ledger.listed(self.store.name, listing)
+            self._copies.listed(listing)
 
     def _perform(self, action: Action) -> bool:
-        name, ledger = self.store.name, self._ledger
+        name, ledger, copies = self.store.name, self._ledger, self._copies
         match action:
             case Publish(step, aliases):
                 with ledger.reading(step, name, files=self.store.reads_files) as checkpoint:
                     if checkpoint is None:
                         return False
                     hit("publish-begins")
-                    ledger.publishing(name, step)
+                    copies.publishing(step)
                     hit("record-pending")
                     begun = time.monotonic()
                     copy = self._call.put(checkpoint, aliases)
                     took = time.monotonic() - begun
                     hit("published")
-                    ledger.copied(name, step, copy, (took,))
+                    copies.copied(step, copy, (took,))
                     hit("record-copied")
                 self._hooks.emit(Mirrored(name, step, copy.state, copy.ref))
                 if self.store.put_moves_aliases:
@@ -323,19 +324,19 @@ class Worker:
                 hit("alias-moved")
                 self._promoted(alias, step, moved=moved)
             case Delete(step):
-                reason = ledger.explain(step)
-                ledger.deleting(name, step)
+                reason = ledger.situation.explain(step)
+                copies.deleting(step)
                 hit("delete-begins")
                 gone = self._call.delete(step) is not False
                 hit("deleted")
-                ledger.deleted(name, step)
+                copies.deleted(step)
                 hit("record-deleted")
                 if gone:
                     self._hooks.emit(Evicted(name, step, reason))
         return True
 
     def _promoted(self, alias: str, step: int, *, moved: bool = True) -> None:
-        previous = self._ledger.aliased(self.store.name, alias, step)
+        previous = self._copies.aliased(alias, step)
         hit("record-aliased")
         if moved:  # else it is left to the copy of another run, for good or until ours is better
             self._hooks.emit(Promoted(self.store.name, alias, step, previous))

@@ -46,6 +46,7 @@ ARTIFACTS = "ckpt_callbacks/artifacts.py"
 REGISTRY = "ckpt_callbacks_mlflow/_registry.py"
 DIRECTORY = "ckpt_callbacks/directory.py"
 LEDGER = "ckpt_callbacks/ledger.py"
+COPIES = "ckpt_callbacks/copies.py"
 SITUATION = "ckpt_callbacks/situation.py"
 MANIFEST = "ckpt_callbacks/manifest.py"
 PLAN = "ckpt_callbacks/plan.py"
@@ -146,7 +147,7 @@ BUGS = [
         "a copy counts before the store has it",
         MACHINE,
         ANY_ORDER,
-        LEDGER,
+        COPIES,
         'Copy("pending", "")',
         'Copy("confirmed", "")',
     ),
@@ -348,9 +349,9 @@ BUGS = [
         "what another disk had is forgotten when its run goes on here",
         CONTRACT,
         "test_mlflow_loading.py::test_a_run_goes_on_from_mlflow_on_an_empty_disk",
-        LEDGER,
-        'Record(step, "complete", self.run_id, known.time, known.metrics, lost=True)',
-        'Record(step, "gone", self.run_id, 0.0)',
+        COPIES,
+        'Record(step, "complete", run_id, known.time, known.metrics, lost=True)',
+        'Record(step, "gone", run_id, 0.0)',
     ),
     Bug(
         "a copy is taken for held while it is being deleted",
@@ -358,7 +359,7 @@ BUGS = [
         "test_machine.py::"
         "test_a_step_that_is_wanted_again_after_its_deletion_lost_its_reply_is_sent_again",
         WORKER,
-        "ledger.deleting(name, step)",
+        "copies.deleting(step)",
         "pass",
     ),
     Bug(
@@ -366,7 +367,7 @@ BUGS = [
         ORBAX,
         "test_run.py::test_a_copy_that_was_cut_goes_when_it_is_no_longer_wanted",
         WORKER,
-        "ledger.publishing(name, step)",
+        "copies.publishing(step)",
         "pass",
     ),
     Bug(
