@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ckpt_callbacks import publication
 from ckpt_callbacks.bucket import is_bucket
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
@@ -153,11 +154,16 @@ def bring(
     shutil.rmtree(into.parent, ignore_errors=True)
     into.mkdir(parents=True)
     record = fetch(address, into, tracker=tracker, go_on=go_on)
+    if (into / publication.MANIFEST).exists():
+        raise UsageError(
+            f"of {address} there are only the weights, as a file, so no run can go on from it: "
+            "`load_params` reads them, and `ckpt-callbacks export` writes them"
+        )
     if any(not (into / name).exists() for name in record.files):
         items = ", ".join(sorted(p.name for p in into.iterdir() if p.is_dir()))
         raise UsageError(
-            f"{address} holds a part of the checkpoint only ({items}), since no more was sent: a "
-            "run can not go on from it; to begin a new run with it, give the address to `restore`"
+            f"{address} holds a part of the checkpoint only ({items}), since no more was sent, so "
+            "no run can go on from it: `restore` and `ckpt-callbacks export` read it from there"
         )
     verify(into, record.files)
     seal(into)

@@ -521,6 +521,7 @@ class RunDirectory:
         """Let a checkpoint that came from elsewhere be that of `step`."""
         self.to_trash(step)  # of a start that was killed here
         whole.rename(self.path(step))
+        fsync(self.root)
 
     def put_in_place(self, step: int, whole: Path) -> None:
         """Let a checkpoint that came from elsewhere take the place of a damaged one."""

@@ -7,11 +7,9 @@ import os
 import shutil
 from dataclasses import replace
 
-from ckpt_callbacks import publication
-from ckpt_callbacks.addresses import fetch, is_address, take_over
+from ckpt_callbacks.addresses import bring, brought, install, is_address, take_over
 from ckpt_callbacks.directory import RunDirectory
-from ckpt_callbacks.errors import ConfigError, UsageError
-from ckpt_callbacks.manifest import fsync, seal, verify
+from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.progress import growing
 from ckpt_callbacks.record import ADOPTED, RunFile
 from ckpt_callbacks.retention import policy_to_json
@@ -77,28 +75,10 @@ def pull(address: str, directory: str | os.PathLike[str], *, go_on: bool = False
 
 def _take(target: RunDirectory, address: str) -> int:
     """Take in the first one of a new run. A kill on the way leaves what the next call removes."""
-    into = target.trash / "pulled"
-    shutil.rmtree(into, ignore_errors=True)
-    into.mkdir(parents=True)
-    with growing(f"fetching {redact(address)}", into.parent):
-        record = fetch(address, into)
-    if (into / publication.MANIFEST).exists():
-        raise UsageError(
-            f"pull: of {address} there are only the weights, as a file: `ckpt-callbacks export` "
-            "writes them, and `load_params` reads them"
-        )
-    if any(not (into / name).exists() for name in record.files):
-        items = ", ".join(sorted(path.name for path in into.iterdir() if path.is_dir()))
-        raise UsageError(
-            f"pull: {address} holds a part of the checkpoint only ({items}), since no more was "
-            "sent: `ckpt-callbacks export` and `restore` read it from there"
-        )
-    verify(into, record.files)
-    seal(into)
+    with growing(f"fetching {redact(address)}", brought(target).parent):
+        record = bring(target, address, None, go_on=False)
     run_id = os.urandom(6).hex()
-    target.write_record(replace(record, owner=run_id, copies={}, lost=False, discarded=""))
-    into.rename(target.path(record.step))
-    fsync(target.root)
+    install(target, replace(record, owner=run_id, discarded=""))
     # Last: until it is there, nothing is.
     target.write_run(RunFile(run_id, policy_to_json(_ALL), status=ADOPTED))
     return record.step

@@ -84,6 +84,7 @@ class Saver:
         """Whether a save is in flight."""
         return not self._idle.is_set()
 
+    @ahead()
     def save(
         self,
         step: int,
@@ -98,17 +99,6 @@ class Saver:
         and to be given to `report`: the caller may hold what a listener needs.
         """
         self._idle.wait()
-        with ahead():
-            return self._begin(step, state, evaluated, metrics, metadata)
-
-    def _begin(
-        self,
-        step: int,
-        state: Any,
-        evaluated: Mapping[str, float],
-        metrics: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-    ) -> Exception | None:
         started = time.monotonic()
         path = self._ledger.directory.path(step)
         try:

@@ -171,8 +171,11 @@ def test_weights_that_have_no_such_name_are_told_before_training(tmp_path: Path)
 def test_a_run_can_not_go_on_from_weights_alone(tmp_path: Path) -> None:
     trained(tmp_path, send="weights")
 
-    with pytest.raises(cc.UsageError, match=r"holds a part of the checkpoint only \(model\)"):
-        train(callbacks_in(tmp_path / "new"), 5, resume="mlflow:/digits@last")
+    address, part = "mlflow:/digits@last", r"holds a part of the checkpoint only \(model\)"
+    with pytest.raises(cc.UsageError, match=part):
+        train(callbacks_in(tmp_path / "new"), 5, resume=address)
+    with pytest.raises(cc.UsageError, match=part):
+        cc.pull(address, tmp_path / "pulled")
 
 
 def test_an_address_is_no_directory_with_several_checkpoints(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_pull_that_fails_leaves_nothing(
     def fetch(*_: object, **__: object) -> None:
         raise cc.CheckpointNotFound("there is no such model")
 
-    monkeypatch.setattr("ckpt_callbacks.pulling.fetch", fetch)
+    monkeypatch.setattr("ckpt_callbacks.addresses.fetch", fetch)
     root = tmp_path / "new"
     if there:
         root.mkdir()
