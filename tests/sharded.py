@@ -162,7 +162,7 @@ def main() -> None:
             try:
                 check()
                 results[name] = "ok"
-            except Exception:
+            except Exception:  # the other checks are still of interest
                 results[name] = traceback.format_exc()
     print(json.dumps(results))
 
