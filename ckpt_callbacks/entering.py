@@ -14,9 +14,10 @@ from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.following import Follower
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.policy import Resume
-from ckpt_callbacks.processes import Processes, describe
+from ckpt_callbacks.processes import Processes
 from ckpt_callbacks.reading import compare
 from ckpt_callbacks.remote import open_directory, refuse_bucket
+from ckpt_callbacks.sharing import describe
 from ckpt_callbacks.state import check, kinds_of
 from ckpt_callbacks.stores import Store
 from ckpt_callbacks.timing import Timed

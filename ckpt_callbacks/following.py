@@ -19,7 +19,8 @@ from ckpt_callbacks.errors import CkptCallbacksError
 from ckpt_callbacks.events import Eval, SaveFailed
 from ckpt_callbacks.extras import ahead
 from ckpt_callbacks.hooks import Hooks
-from ckpt_callbacks.processes import Processes, as_global
+from ckpt_callbacks.processes import Processes
+from ckpt_callbacks.sharing import as_global
 from ckpt_callbacks.state import capture
 
 __all__ = ["Follower"]

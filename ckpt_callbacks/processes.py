@@ -18,17 +18,15 @@ from typing import Any
 
 from ckpt_callbacks import errors
 from ckpt_callbacks.errors import CkptCallbacksError, ConfigError, ProcessLost, SaveError
+from ckpt_callbacks.sharing import VALUES
 
-__all__ = ["Processes", "as_global", "describe", "here", "own_index"]
+__all__ = ["Processes", "here", "own_index"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
 _PIECE = 1.0
 """Seconds to wait at a time, so that Ctrl-C is heard."""
-_TOPS = 32
-"""How many parts of a state are compared one by one."""
 _OPENING = "the opening of the run directory"
-_VALUES = "values of "
 _runs = itertools.count()
 
 
@@ -287,7 +285,7 @@ def _compared(cards: list[dict[str, str]]) -> None:
         "\nOf what is not a global array a checkpoint holds the value of process 0 only: let all "
         "have the same, make it a global array, or leave it out of the state"
     )
-    values = any(name.startswith(_VALUES) for name in wrong)
+    values = any(name.startswith(VALUES) for name in wrong)
     raise ConfigError(f"the processes of this run disagree:\n  {lines}{hint * values}")
 
 
@@ -298,102 +296,3 @@ def _error(kind: str, text: str) -> CkptCallbacksError:
         return ProcessLost(f"process 0 failed: {kind}: {text}")
     made: CkptCallbacksError = known(text)
     return made
-
-
-def describe(state: Any) -> dict[str, str]:
-    """Return what has to be the same of a state in all processes, by name, in short.
-
-    That is its leaves, and the values of those that are no global arrays.
-    """
-    import xxhash
-
-    from ckpt_callbacks.leaves import leaf_of
-    from ckpt_callbacks.paths import show
-    from ckpt_callbacks.state import leaves_of
-
-    leaves = leaves_of(state)
-    tops = {path[:1] for path in leaves}
-    texts: dict[str, list[str]] = {}
-    digests: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        top = show(path[:1]) if len(tops) <= _TOPS else "the state"
-        texts.setdefault(f"leaves of {top}", []).append(f"{show(path)} {leaf_of(leaf)}")
-        if (data := _own_bytes(leaf)) is not None:
-            digests.setdefault(f"{_VALUES}{top}", xxhash.xxh3_64()).update(data)
-    shapes = {
-        name: xxhash.xxh3_64_hexdigest("\n".join(lines).encode()) for name, lines in texts.items()
-    }
-    return {name: f"{len(texts[name])}, digest {digest}" for name, digest in shapes.items()} | {
-        name: f"digest {digest.hexdigest()}" for name, digest in digests.items()
-    }
-
-
-def _own_bytes(leaf: Any) -> bytes | None:
-    """Return the bytes of what each process has for itself; `None` of all else."""
-    import jax
-    import numpy as np
-
-    if isinstance(leaf, jax.Array):
-        if not leaf.is_fully_addressable or leaf.is_deleted():
-            return None
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-    elif isinstance(leaf, bool | int | float | complex | str | bytes):
-        return repr(leaf).encode()
-    elif not isinstance(leaf, np.ndarray | np.generic):
-        return None
-    return np.asarray(leaf).tobytes()
-
-
-def as_global(items: Mapping[str, Any]) -> dict[str, Any]:
-    """Return items with a global array for each array that this process has for itself.
-
-    Orbax takes no others where there are several processes. Nothing is sent: all have the same,
-    and that of process 0 is written.
-    """
-    import jax
-    import numpy as np
-
-    from ckpt_callbacks.leaves import is_files, key_impl
-
-    firsts: dict[int, Any] = {}
-    for device in jax.devices():
-        firsts.setdefault(device.process_index, device)
-    mesh = jax.sharding.Mesh(np.array(list(firsts.values())), ("process",))
-    whole = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]  # jax leaves it untyped
-    everywhere = jax.sharding.NamedSharding(mesh, whole)
-    mine = firsts[jax.process_index()]
-
-    def shared(leaf: Any) -> Any:
-        if is_files(leaf):
-            return _Written(leaf)
-        if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
-            return leaf
-        if impl := key_impl(leaf.dtype):
-            return jax.random.wrap_key_data(shared(jax.random.key_data(leaf)), impl=impl)
-        part = jax.device_put(leaf, mine)
-        return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, [part])
-
-    return {name: jax.tree.map(shared, item, is_leaf=is_files) for name, item in items.items()}
-
-
-class _Written:
-    """An object that saves itself, and has done so when its `save` returns.
-
-    Orbax commits once the arrays of all processes are written; for other items it waits in process
-    0 only.
-    """
-
-    def __init__(self, item: Any) -> None:
-        self._item = item
-
-    async def save(self, directory: Any) -> Any:
-        await (await self._item.save(directory))
-        return _nothing()
-
-    async def load(self, directory: Any) -> Any:
-        return await self._item.load(directory)
-
-
-async def _nothing() -> None:
-    pass

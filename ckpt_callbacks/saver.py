@@ -22,7 +22,8 @@ from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import host_floats
-from ckpt_callbacks.processes import Processes, as_global
+from ckpt_callbacks.processes import Processes
+from ckpt_callbacks.sharing import as_global
 from ckpt_callbacks.state import capture
 from ckpt_callbacks.timing import Timed, untimed
 
