@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_callbacks.errors import ConfigError
@@ -15,7 +17,7 @@ from ckpt_callbacks_wandb._client import forget, has_key, hide
 if TYPE_CHECKING:
     import wandb
 
-__all__ = ["NEEDS_KEY", "NO_KEY", "adoptable", "begin", "end"]
+__all__ = ["NEEDS_KEY", "NO_KEY", "adoptable", "begin", "end", "may_have_key"]
 
 FLUSH_SECONDS = 0.1
 """How often W&B writes its log. Its default of 15 s is how much a kill may lose."""
@@ -129,3 +131,18 @@ def end(run: wandb.Run, exit_code: int) -> None:
         return
     _opened.pop(run.id, None)
     run.finish(exit_code=exit_code)
+
+
+def may_have_key() -> bool:
+    """Return whether there may be a key where W&B's client looks for it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    for place in filter(None, places):
+        path = Path(place).expanduser()
+        if path.exists():
+            try:
+                return bool(netrc.netrc(path).hosts)
+            except netrc.NetrcParseError:
+                return True  # W&B reads it its own way
+    return False

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import netrc
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -40,8 +38,9 @@ from ckpt_callbacks_wandb._link import Link
 from ckpt_callbacks_wandb._log import Log
 from ckpt_callbacks_wandb._offline import Offline
 from ckpt_callbacks_wandb._online import Online
+from ckpt_callbacks_wandb._options import as_reference, as_ttl, check_link
 from ckpt_callbacks_wandb._rows import Rows
-from ckpt_callbacks_wandb._run import NEEDS_KEY, NO_KEY, adoptable, begin, end
+from ckpt_callbacks_wandb._run import NEEDS_KEY, NO_KEY, adoptable, begin, end, may_have_key
 from ckpt_callbacks_wandb._starts import Starts
 from ckpt_callbacks_wandb._versions import Versions
 
@@ -53,9 +52,6 @@ __all__ = ["WandbTracker"]
 Mode = Literal["online", "offline"]
 PAGE_KEY = "checkpoints/report"
 """Under which the page of a run is logged: the panel `report` of the section `checkpoints`."""
-
-_CLIENTS = {"gs": ("google.cloud.storage", "gcp"), "s3": ("boto3", "aws")}
-"""What W&B's client needs for references to a kind of place, and its extra."""
 
 _EXIT_CODE = {"finished": 0, "failed": 1, "killed": 255, "preempted": 255}
 
@@ -149,9 +145,9 @@ class WandbTracker(Tracker):
             raise ConfigError(
                 f"WandbTracker: artifact {artifact!r} must be letters, digits, '_', '-' and '.'"
             )
-        _check_link(link_to, link)
+        check_link(link_to, link)
         self.keep = as_keep("WandbTracker", keep)
-        self._ttl = _as_ttl(ttl)
+        self._ttl = as_ttl(ttl)
         self._send = as_send("WandbTracker", send)
         self._payload = as_payload("WandbTracker", payload)
         self.reads_files = send != "reference" or self._payload is not None
@@ -165,7 +161,7 @@ class WandbTracker(Tracker):
         self._run_name = run_name
         self._run_id = run_id
         self._group, self._job_type, self._tags = group, job_type, [*tags]
-        self._reference = _as_reference(reference, send)
+        self._reference = as_reference(reference, send)
         self._dir = None if dir is None else Path(dir).absolute()
         # From here on what `entered` and `open` find out.
         self._adopts: wandb.Run | None = None
@@ -205,7 +201,7 @@ class WandbTracker(Tracker):
 
     def missing(self) -> str | None:
         # A key may have been given to the client in this process.
-        return None if "wandb" in sys.modules or _may_have_key() else NEEDS_KEY
+        return None if "wandb" in sys.modules or may_have_key() else NEEDS_KEY
 
     def ping(self, run: RunInfo) -> str:
         if (self._mode or os.environ.get("WANDB_MODE")) == "offline":
@@ -238,7 +234,7 @@ class WandbTracker(Tracker):
                 f"WandbTracker: W&B's mode is {mode!r} (WANDB_MODE); to train without it leave the "
                 "tracker out, and to send all later give it mode='offline'"
             )
-        if mode == "online" and client is None and not _may_have_key():
+        if mode == "online" and client is None and not may_have_key():
             raise ConfigError(f"WandbTracker: {NO_KEY}")
 
     def fits(self, leaves: Mapping[tuple[str, ...], Leaf]) -> None:
@@ -414,74 +410,3 @@ class WandbTracker(Tracker):
 
         entity = self._found["entity"]  # whose organization has the registry
         return wandb.Api(overrides={"entity": entity} if entity else {}, timeout=QUERY_SECONDS)
-
-
-def _as_reference(reference: str | None, send: Send) -> str | None:
-    """Return the URI of the run directory as it is sent.
-
-    Raises:
-        ConfigError: it is none, is not asked for, is secret, or needs a package that is not there.
-    """
-    if reference is not None and (send != "reference" or "://" not in reference):
-        raise ConfigError(
-            "WandbTracker: reference must be a URI such as 'gs://bucket/runs/digits', and "
-            f"needs send='reference'; it is {redact(reference)!r} with send={send!r}"
-        )
-    if reference and redact(reference) != reference:
-        raise ConfigError(
-            "WandbTracker: reference must not hold a password or a key, which W&B would show"
-        )
-    if reference and (needed := _CLIENTS.get(reference.partition(":")[0])):
-        module, extra = needed
-        if find_spec(module) is None:
-            raise ConfigError(
-                f"WandbTracker: for a reference to {reference} W&B's client needs the package "
-                f"{module}: pip install 'wandb[{extra}]'"
-            )
-    return reference and reference.rstrip("/")
-
-
-def _as_ttl(ttl: timedelta | float | None) -> timedelta | None:
-    """Return a time to live; a number is of seconds.
-
-    Raises:
-        ConfigError: it is none, or not positive.
-    """
-    if not isinstance(ttl, timedelta | float | int | None) or isinstance(ttl, bool):
-        raise ConfigError(f"WandbTracker: ttl must be a timedelta or seconds, not {ttl!r}")
-    found = timedelta(seconds=ttl) if isinstance(ttl, float | int) else ttl
-    if found is not None and found <= timedelta():
-        raise ConfigError(f"WandbTracker: ttl must be positive, not {ttl!r}")
-    return found
-
-
-def _check_link(link_to: str | None, link: str) -> None:
-    """Check where to link what.
-
-    Raises:
-        ConfigError: it is no collection, or an alias that no checkpoint ever has.
-    """
-    if link_to is not None and not re.fullmatch(r"([^/:]+/){1,2}[\w.-]+", link_to):
-        raise ConfigError(
-            "WandbTracker: link_to must be a collection such as "
-            f"'wandb-registry-model/digits', not {link_to!r}"
-        )
-    if not re.fullmatch(r"last|best(-[\w-]+)?", link):
-        raise ConfigError(
-            f"WandbTracker: link must be an alias, 'best', 'best-METRIC' or 'last', not {link!r}"
-        )
-
-
-def _may_have_key() -> bool:
-    """Return whether there may be a key where W&B's client looks for it."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
-    for place in filter(None, places):
-        path = Path(place).expanduser()
-        if path.exists():
-            try:
-                return bool(netrc.netrc(path).hosts)
-            except netrc.NetrcParseError:
-                return True  # W&B reads it its own way
-    return False
