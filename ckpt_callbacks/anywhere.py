@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,7 @@ from ckpt_callbacks.errors import (
     RecordError,
     UsageError,
 )
+from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks.policy import ANYWHERE, KeepPolicy, Resume
 from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.retention import policy_to_json
@@ -115,14 +116,18 @@ def _find_newest(
     first is taken, and the other one where that copy is damaged; the directory's own is taken
     before both.
     """
-    here = _newest_in(directory)
+    records = directory.read_records(_ignored)
+    here = _newest_in(directory, records)
     there, silent = _ask(stores, run_id)
-    newer = sorted((c for c in there if c.step > here), key=lambda c: -c.step)
+    newer = sorted(
+        (c for c in there if c.step > here and not _is_to_go(records.get(c.step), c.store)),
+        key=lambda c: -c.step,
+    )
     found, failed = _first_whole(directory, newer)
     if found:
         candidate, record = found
         here = candidate.step
-        _go_on_from(directory, run_id, run, keep, record)
+        _go_on_from(directory, run_id, run, keep, record, there)
         logger.warning(
             "%s %s: run %s goes on there after step %d, which was fetched from %s",
             directory.root,
@@ -181,11 +186,18 @@ def _refuse_to_begin(
         )
 
 
-def _newest_in(directory: RunDirectory) -> int:
+def _is_to_go(here: Record | None, store: Store) -> bool:
+    """Return whether a store is still to delete its copy, since the run went back before it."""
+    if here is None or not (here.state == "gone" or here.discarded):
+        return False
+    return store.name in here.copies
+
+
+def _newest_in(directory: RunDirectory, records: Mapping[int, Record]) -> int:
     """Return the newest step that the run can go on from without anybody's help, or -1."""
     steps = [
         step
-        for step, record in directory.read_records(_ignored).items()
+        for step, record in records.items()
         if directory.is_committed(step)
         and not record.discarded
         # A save that was killed after its commit is completed when the directory is opened.
@@ -227,16 +239,27 @@ def _fetched(directory: RunDirectory, candidate: _Candidate) -> Record:
 
 
 def _go_on_from(
-    directory: RunDirectory, run_id: str, run: RunFile | None, keep: KeepPolicy, record: Record
+    directory: RunDirectory,
+    run_id: str,
+    run: RunFile | None,
+    keep: KeepPolicy,
+    record: Record,
+    there: Sequence[_Candidate],
 ) -> None:
     """Let the directory hold a checkpoint that was brought, as the newest one of the run.
 
     Where the directory holds the run already, that went on elsewhere, and what was known here of
-    the stores holds no longer. This comes first, since the next start does it again after a kill.
+    the stores holds no longer. Nor do steps that this machine took and no store had when the run
+    went on from an earlier one: where it took them again, those count. This comes first, since the
+    next start does it again after a kill.
     """
     if run:
         for step, known in directory.read_records(_ignored).items():
             if known.state == "gone":
+                directory.remove_record(step)
+            elif _was_taken_again(known, [c.found.digest for c in there if c.step == step]):
+                logger.warning("step %d was saved again elsewhere, and is removed here", step)
+                directory.to_trash(step)
                 directory.remove_record(step)
             elif known.copies:
                 directory.write_record(replace(known, copies={}))
@@ -244,3 +267,9 @@ def _go_on_from(
     install(directory, record)
     if run is None:  # last, as in `take_over`
         directory.write_run(RunFile(run_id, policy_to_json(keep)))
+
+
+def _was_taken_again(here: Record, digests: Sequence[str]) -> bool:
+    """Return whether all copies of a step in stores are of other bytes than what is here."""
+    known = bool(here.files and digests) and all(digests)
+    return known and tree_digest(here.files) not in digests

@@ -102,6 +102,10 @@ class Book:
         with self.mutex:
             return self._records.get(step)
 
+    def mentions(self, step: int) -> bool:
+        """Return whether a step has a record, or was evicted; this waits for nobody."""
+        return step in self._records or step in self.evicted
+
     def records(self) -> dict[int, Record]:
         """Return all records by step."""
         with self.mutex:

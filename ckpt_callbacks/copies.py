@@ -15,6 +15,9 @@ from ckpt_callbacks.stores import Known, Listing, Overview
 
 __all__ = ["Copies", "pending"]
 
+_SAME = 0.001
+"""Seconds by which the time of a save may differ where a service has rounded it."""
+
 
 def pending(copy: Copy) -> Copy:
     """Return a copy on which nothing builds any more."""
@@ -35,6 +38,8 @@ class Copies:
 
     def next_action(self) -> Action | None:
         """Return the first thing that the store must do, or `None`."""
+        # Not within the mutex: in object storage it may take long.
+        self._book.directory.check()
         with self._book.mutex:
             self._book.check_open()
             return self._book.settled().next_action(self._store)
@@ -154,7 +159,7 @@ class Copies:
         """Take in a copy of which the records do not know, or not where it is now."""
         book, run_id = self._book, self._book.run.run_id
         record = book.record(step)
-        if record is None and (known is None or any(step == gone.step for gone in book.gone)):
+        if record is None and (known is None or self._let_go(step, known)):
             record = Record(step, "gone", run_id, 0.0)  # it stayed behind
         elif record is None and known:
             # From another disk, whose run goes on here: judged as if it were here.
@@ -165,6 +170,14 @@ class Copies:
             copy = pending(copy)  # of other bytes: it is to be replaced
         if record:
             self._write(record, copy)
+
+    def _let_go(self, step: int, known: Known) -> bool:
+        """Return whether a copy is of a checkpoint that was evicted here.
+
+        The same step may have been saved again on another machine, at another time.
+        """
+        times = [gone.time for gone in self._book.gone if gone.step == step]
+        return any(not known.time or abs(known.time - time) < _SAME for time in times)
 
     def _write(self, record: Record, copy: Copy) -> None:
         self._book.write(replace(record, copies={**record.copies, self._store: copy}))

@@ -219,6 +219,14 @@ class RunDirectory:
         """Whether this process owns the directory."""
         return self.root.resolve() in _owned
 
+    def check(self) -> None:
+        """Make sure that this process still owns it, before anything is done that an owner does.
+
+        Raises:
+            DirectoryLocked: somebody else has taken over, which a local disk does not let happen.
+            OSError: it cannot be known.
+        """
+
     def _sweep(self) -> None:
         """Remove what a `replace_text` that was killed left behind."""
         for folder in (self.meta, self.records):

@@ -16,7 +16,7 @@ from ckpt_callbacks.artifacts import Spool
 from ckpt_callbacks.catalog import info_of
 from ckpt_callbacks.clock import Clock
 from ckpt_callbacks.directory import ORBAX_TEMPORARY, RunDirectory
-from ckpt_callbacks.errors import CkptCallbacksError, ConfigError
+from ckpt_callbacks.errors import CkptCallbacksError, ConfigError, DirectoryLocked
 from ckpt_callbacks.events import Eval
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.inbox import Inbox, Measured, Named, Pinned, Pruned, Request
@@ -272,7 +272,7 @@ class Engine:
             try:
                 self.ledger.entered(status)
                 self._log.compact()
-            except OSError as error:  # such as a full disk
+            except (OSError, DirectoryLocked) as error:  # a full disk, or it is somebody else's
                 logger.error("%s can not be written: %s", self.directory.meta, error)
         return unsent
 

@@ -120,6 +120,7 @@ class Inbox:
         self._apply = apply
         self._announced: set[str] = set()
         self._done: set[str] = set()
+        self._unread: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ckpt-inbox", daemon=True)
 
@@ -146,9 +147,14 @@ class Inbox:
         request = None
         try:
             request = _from_json(self._directory.read_posted(path.name), str(path))
-        except (NewerFormat, OSError) as error:  # of another version, or no file at all
+        except NewerFormat as error:
             logger.error("%s; it is left alone", error)
             self._done.add(path.name)
+            return
+        except OSError as error:  # no file at all, or in a place that does not answer now
+            if path.name not in self._unread:
+                logger.error("%s; it is tried again", error)
+            self._unread.add(path.name)
             return
         except RecordError as error:
             logger.error("%s; it is dropped", error)

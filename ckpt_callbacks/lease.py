@@ -143,8 +143,13 @@ class Lease:
             DirectoryLocked, OSError: as `renew` has it.
         """
         with self._mutex:
-            # Half of the time is for what is written next.
-            if self._lost or self._clock.monotonic() - self._renewed > HELD / 2:
+            # By both clocks, since a machine that slept has stopped one of them, and a person may
+            # set the other. Half of the time is for what is written next.
+            passed = (
+                self._clock.monotonic() - self._renewed,
+                self._clock.time() - self._card["renewed"],
+            )
+            if self._lost or max(passed) > HELD / 2:
                 self._renew()
 
     def release(self) -> None:
@@ -183,7 +188,8 @@ class Lease:
 
     def _highest(self) -> tuple[int, Card]:
         while numbers := self._numbers():
-            if content := self._bucket.read(self._name(numbers[-1])):
+            content = self._bucket.read(self._name(numbers[-1]))
+            if content is not None:  # else its owner has just removed it
                 try:
                     return numbers[-1], dict(json.loads(content))
                 except (ValueError, TypeError):

@@ -242,6 +242,8 @@ class Ledger:
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> bool:
         """An evaluation of a step; returns False if the step has no checkpoint."""
+        if not self._book.mentions(step):
+            return False  # as most, without the mutex: it is held while object storage is written
         with self.mutex:
             record = self._book.record(step)
             live = record is not None and record.state in ("saving", "complete")

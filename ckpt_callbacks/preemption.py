@@ -29,15 +29,16 @@ class Preemption:
 
     _live: ClassVar[set[Preemption]] = set()
     """Those of this process that listen."""
-    _told = False
-    """Whether this process was told: a run that is entered later stops at once, too."""
+    _told: ClassVar[float | None] = None
+    """When this process was told: a run that is entered later stops at once, too."""
+    _passing = False
+    """Whether the notice is being passed on to the handlers that were there before."""
 
     def __init__(self, grace: float, noticed: Callable[[], None]) -> None:
         self.distributed = False
         """Whether `reached` has to be asked at every step, in all processes."""
         self._grace = grace
         self._noticed = noticed
-        self._deadline = 0.0
         self._previous: Any = None
         self._stopped = False
         self._timer: threading.Timer | None = None
@@ -46,7 +47,7 @@ class Preemption:
     @property
     def notice(self) -> bool:
         """Whether the notice has come."""
-        return Preemption._told
+        return Preemption._told is not None
 
     def start(self) -> None:
         """Begin to listen, where that is possible.
@@ -85,12 +86,13 @@ class Preemption:
 
         A part of the grace time is kept for what the program does after the run.
         """
-        reserve = min(2.0, self._grace / 5)
-        return self._deadline - reserve - time.monotonic() if self.notice else float("inf")
+        if Preemption._told is None:
+            return float("inf")
+        return Preemption._told + self._grace - min(2.0, self._grace / 5) - time.monotonic()
 
     def _note(self) -> None:
-        Preemption._told = True
-        self._deadline = time.monotonic() + self._grace
+        if Preemption._told is None:
+            Preemption._told = time.monotonic()
         self._noticed()
 
     def _is_on_top(self) -> bool:
@@ -105,7 +107,9 @@ class Preemption:
                 signal.signal(number, previous)
                 os.kill(os.getpid(), number)
             return
-        if self.notice or os.getpid() != self._pid:  # a forked child is not told, but ended
+        # Two runs may be entered at a time: the handler of the inner one calls that of the other.
+        again = self.notice and (self._timer is not None or not Preemption._passing)
+        if again or os.getpid() != self._pid:  # a forked child is not told, but ended
             self.stop()
             os.kill(os.getpid(), number)
             return
@@ -115,4 +119,8 @@ class Preemption:
         self._timer.daemon = True
         self._timer.start()
         if callable(previous):
-            previous(number, frame)
+            Preemption._passing = True
+            try:
+                previous(number, frame)
+            finally:
+                Preemption._passing = False

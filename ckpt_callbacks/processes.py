@@ -26,6 +26,8 @@ logger = logging.getLogger("ckpt_callbacks")
 
 _PIECE = 1.0
 """Seconds to wait at a time, so that Ctrl-C is heard."""
+_MOST = 5000
+"""How many words of process 0 the service keeps, before all meet and they can go."""
 _OPENING = "the opening of the run directory"
 _runs = itertools.count()
 
@@ -68,7 +70,7 @@ class Processes:
         """Whether this one decides."""
         self._client = client
         self._run = next(_runs)
-        self._round = self._calls = 0
+        self._round = self._calls = self._words = 0
 
     def agree(self, topic: str, decide: Callable[[], Any]) -> Any:
         """Return in every process what `decide` returns in process 0: a JSON value.
@@ -78,6 +80,9 @@ class Processes:
             ConfigError: it is at another point.
             CkptCallbacksError: what `decide` raised in process 0.
         """
+        self._words += 1
+        if self._words > _MOST:
+            self.meet(topic)
         key = self._next()
         if not self.decides:
             return self._told(key, topic)
@@ -99,6 +104,7 @@ class Processes:
             CkptCallbacksError: what `judge` raised in process 0.
         """
         self._round += 1
+        self._words = 0
         key = self._next()
         self._client.key_value_set(f"{key}/card/{self.index}", json.dumps([topic, card]))
         if not self.decides:

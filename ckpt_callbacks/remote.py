@@ -40,13 +40,15 @@ from ckpt_callbacks.record import File, Gone, Record
 if TYPE_CHECKING:
     from ckpt_callbacks.paths import Selection
 
-__all__ = ["RemoteDirectory", "copy_referenced", "is_bucket", "open_directory"]
+__all__ = ["RemoteDirectory", "copy_referenced", "is_bucket", "open_directory", "refuse_bucket"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
 GRACE = 60.0
 """Seconds for which one who reads an evicted checkpoint may go on; the end of a run waits for
 nobody."""
+_ABANDONED = 86400.0
+"""Seconds after which what somebody has fetched to read it is taken for left by a kill."""
 _META = ".ckpt_callbacks"
 _COMMITTED = "_CHECKPOINT_METADATA"
 _LAST = ("commit_success.txt", _COMMITTED)
@@ -165,26 +167,30 @@ class RemoteDirectory(RunDirectory):
         self._ready = True
 
     def release(self) -> None:
-        if lease := self._lease:
-            try:
-                if self._ready:  # else it would be lost elsewhere too
-                    self._check()
-                    self._memory.push()
-                    self._empty(grace=0)
-            except (OSError, CkptCallbacksError) as error:
-                logger.warning("%s: the next run there does what is left: %s", self, error)
-            self._lease = None
-            try:
+        try:
+            if self._lease and self._ready:  # else it would be lost elsewhere too
+                self.check()
+                self._memory.push()
+                self._empty(grace=0)
+        except (OSError, CkptCallbacksError) as error:
+            logger.warning("%s: the next run there does what is left: %s", self, error)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        lease, self._lease = self._lease, None
+        try:
+            if lease:
                 lease.release()
-            except OSError as error:
-                logger.warning("the lease of %s can not be released: %s", self, error)
-        super().release()
+        except OSError as error:
+            logger.warning("the lease of %s can not be released: %s", self, error)
+        finally:
+            super().release()
 
     def _read_owner(self) -> dict[str, Any]:
         return dict(Lease(self.bucket, f"{_META}/lease", self._clock).holder())
 
-    def _check(self) -> None:
-        """Make sure that this process owns the directory, before anything is changed there."""
+    def check(self) -> None:
         if self._lease is None:
             raise DirectoryLocked(f"{self} is not owned by this process")
         self._lease.check()
@@ -202,11 +208,11 @@ class RemoteDirectory(RunDirectory):
             raise RecordError(f"{self._where(name)} is damaged: {error}") from error
 
     def _replace(self, name: str, text: str) -> None:
-        self._check()
+        self.check()
         self.bucket.write(f"{_META}/{name}", text.encode())
 
     def _remove(self, name: str) -> None:
-        self._check()
+        self.check()
         self.bucket.remove([f"{_META}/{name}"])
 
     def _listing(self) -> set[Listed]:
@@ -229,7 +235,7 @@ class RemoteDirectory(RunDirectory):
 
     def log_evicted(self, gone: Gone) -> None:
         super().log_evicted(gone)
-        self._check()
+        self.check()
         self._memory.evicted.push()
 
     def _evicted_text(self) -> str:
@@ -254,7 +260,7 @@ class RemoteDirectory(RunDirectory):
         return content.decode(errors="replace")
 
     def withdraw(self, name: str) -> None:
-        self._check()
+        self.check()
         self._memory.push()  # its metrics, which nobody would ask for again
         self.bucket.remove([f"{_META}/inbox/{name}"])
 
@@ -367,7 +373,7 @@ class RemoteDirectory(RunDirectory):
     def to_trash(self, step: int) -> None:
         shutil.rmtree(self.path(step), ignore_errors=True)
         if step not in self._trashed() and self.bucket.tree(str(step)):
-            self._check()
+            self.check()
             at = self._clock.time()
             name = f"{step}-{int(at * 1e9)}"
             self.bucket.write(f"{_META}/trash/{name}", b"")
@@ -378,7 +384,7 @@ class RemoteDirectory(RunDirectory):
         self._empty(GRACE)
 
     def set_aside(self, path: Path) -> str:
-        self._check()
+        self.check()
         target = f"{_META}/damaged/{path.name}-{time.time_ns()}"
         self.bucket.move(path.relative_to(self.root).as_posix(), target)
         if path.is_dir():
@@ -405,7 +411,7 @@ class RemoteDirectory(RunDirectory):
         return {int(name.partition("-")[0]) for name in self._trash}
 
     def _remove_objects(self, step: int) -> None:
-        self._check()
+        self.check()
         names = self.bucket.tree(str(step))
         for name in reversed(_LAST):
             if name in names:
@@ -425,10 +431,10 @@ class RemoteDirectory(RunDirectory):
         path = self.path(step)
         names = _sizes(path)
         others = [name for name in names if name not in _LAST]
-        self.bucket.upload(path, others, str(step), self._check)
+        self.bucket.upload(path, others, str(step), self.check)
         hit("objects-sent")
         for name in filter(names.__contains__, _LAST):
-            self.bucket.upload(path, [name], str(step), self._check)
+            self.bucket.upload(path, [name], str(step), self.check)
 
     def _ensure_sent(self, step: int, sizes: Mapping[str, int]) -> None:
         there = self.bucket.tree(str(step))
@@ -471,6 +477,10 @@ def _folder(parent: Path | None = None) -> Iterator[Path]:
 
     parent = parent or _scratch()
     parent.mkdir(parents=True, exist_ok=True)
+    for path in parent.glob("reading-*"):
+        with suppress(FileNotFoundError):  # another reader has just removed it
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix="reading-") as folder:
         yield Path(folder)
 

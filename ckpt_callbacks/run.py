@@ -18,7 +18,13 @@ from ckpt_callbacks.artifacts import artifact_name
 from ckpt_callbacks.beginning import Beginning
 from ckpt_callbacks.engine import Engine
 from ckpt_callbacks.entering import Terms
-from ckpt_callbacks.errors import CkptCallbacksWarning, ConfigError, SaveError, UsageError
+from ckpt_callbacks.errors import (
+    CkptCallbacksWarning,
+    ConfigError,
+    DirectoryLocked,
+    SaveError,
+    UsageError,
+)
 from ckpt_callbacks.events import Eval, RunEnded, RunStarted, Step
 from ckpt_callbacks.following import Follower
 from ckpt_callbacks.hooks import Hooks
@@ -135,9 +141,7 @@ class Run(Generic[S]):
     ) -> None:
         if os.getpid() != self._pid:
             return  # a forked child: the run is its parent's
-        status = "finished"
-        if kind is not None:
-            status = "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
+        status = _status(kind)
         unsent: dict[str, str] = {}
         try:
             try:
@@ -146,6 +150,9 @@ class Run(Generic[S]):
                     self._saves.end(status, latest)
                 if self._preemption.notice:
                     status = "preempted"
+            except BaseException as failure:
+                status = _status(type(failure))
+                raise
             finally:
                 saves, self._saves = self._saves, None
                 self._beginning.leave()
@@ -394,7 +401,9 @@ class Run(Generic[S]):
     def _save_failed(self, step: int, error: BaseException) -> None:
         if self._saves:
             self._saves.failed(step)
-        if self._terms and self._terms.checkpoint.on_failure == "raise":
+        if isinstance(error, DirectoryLocked):  # it is another run's now: no save can succeed
+            self._stop(error)
+        elif self._terms and self._terms.checkpoint.on_failure == "raise":
             failure = SaveError(f"step {step} could not be saved: {error}")
             failure.__cause__ = error
             self._stop(failure)
@@ -406,6 +415,13 @@ class Run(Generic[S]):
         if threading.get_ident() == self._thread and os.getpid() == self._pid:
             error, self._error = self._error, None
             raise error
+
+
+def _status(kind: type[BaseException] | None) -> str:
+    """Return how a run ends that is left by an exception, or by none."""
+    if kind is None:
+        return "finished"
+    return "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
 
 
 def _drop(point: tuple[int, Mapping[str, Any]]) -> None:

@@ -55,9 +55,14 @@ def _has(record: Record, store: str) -> bool:
     return copy is not None and copy.state == "confirmed"
 
 
-def _is_elsewhere(record: Record) -> bool:
+def _has_own(record: Record, store: str) -> bool:
     """Return whether a store has all bytes of a checkpoint as a copy of its own."""
-    return any(c.state == "confirmed" and not c.shared for c in record.copies.values())
+    return _has(record, store) and not record.copies[store].shared
+
+
+def _is_elsewhere(record: Record) -> bool:
+    """Return whether any store has."""
+    return any(_has_own(record, store) for store in record.copies)
 
 
 def is_away(record: Record) -> bool:
@@ -180,7 +185,7 @@ class Situation:
 
     def unmeasured(self) -> list[int]:
         """Return the complete steps that lack a metric which the policy ranks by."""
-        return unmeasured(self.policy, map(candidate, self.readable))
+        return sorted(unmeasured(self.policy, map(candidate, self.counted)))
 
     def explain(self, step: int) -> str:
         """Return what each policy says of a step, or why it was discarded."""
@@ -272,10 +277,25 @@ class Situation:
         """Return the steps that a store can send although their local files are gone."""
         return [r for r in self.records.values() if r.lost and is_waiting(r, store)]
 
+    def _only_in(self, store: str, decision: Decision) -> dict[int, str]:
+        """Return the kept steps that left the directory since `store` has them, with the reasons.
+
+        Of several stores that have one it is the first. It stays there, though the store's own
+        policy may want it no longer.
+        """
+        stay: dict[int, str] = {}
+        for step, reason in decision.kept.items():
+            there = [s for s in sorted(self.stores) if _has_own(self.records[step], s)]
+            if self.records[step].lost and there[:1] == [store]:
+                stay[step] = reason
+        return stay
+
     def _inputs(self, store: str, decision: Decision) -> _Inputs:
         """Return what the plan of a store depends on."""
         history = [candidate(r) for r in self.records.values()]
         run = self.run
         own = narrow(decision, self.policy, self.stores.get(store), history, run.pins, run.named)
+        if self.here is not None and own is not decision:
+            own = Decision({**self._only_in(store, decision), **own.kept}, own.aliases)
         readable = {r.step for r in [*self.readable, *self._waiting(store)]}
         return self.policy, history, own, self.view(store), readable

@@ -124,7 +124,7 @@ def _of_others(root: Path, which: int | str) -> Path:
 
 
 def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool:
-    """Return whether the checkpoint was evicted, or replaced, since `record` was read.
+    """Return whether the checkpoint went, or was replaced, since `record` was read.
 
     Raises:
         CheckpointNotFound: it was, and it was asked for by its step.
@@ -132,7 +132,7 @@ def _moved_on(directory: RunDirectory, record: Record, which: int | str) -> bool
     now = directory.read_record(record.step)
     if now and directory.is_readable(now) and now.files == record.files:
         return False
-    if which == record.step:
+    if which == record.step and not (now and is_away(now)):
         raise CheckpointNotFound(f"step {which} of {directory} was evicted while it was read")
     return True
 

@@ -125,6 +125,8 @@ class Found:
     """As `ckpt_callbacks.restore` takes it."""
     bytes: int
     """Size of its files."""
+    digest: str = ""
+    """As `Checkpoint.digest`; empty where the store can not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ckpt_callbacks.cli.listing import facts_of
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.lease import HELD, SLACK, Lease
 from ckpt_callbacks.manifest import settle
-from ckpt_callbacks.memory import Tail
+from ckpt_callbacks.memory import Memory, Tail
 from ckpt_callbacks.record import Gone, Record, RunFile
 from ckpt_callbacks.remote import GRACE, RemoteDirectory, open_directory
 from ckpt_callbacks.report import why
@@ -385,6 +386,34 @@ class RemoteContract(DirectoryContract):
         assert "ckpt-saver" in threads
         assert threading.current_thread().name not in threads
 
+    def test_an_evaluation_before_its_step_waits_for_no_request(
+        self, where: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = Bucket._asked
+        asking, answer = threading.Event(), threading.Event()
+
+        def waiting(self: Bucket, name: str) -> Any:
+            if name.endswith("records/0.json") and threading.current_thread().name == "ckpt-saver":
+                asking.set()
+                answer.wait(30)
+            return asked(self, name)
+
+        monkeypatch.setattr(Bucket, "_asked", waiting)
+        callbacks = cc.Callbacks(cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(1), keep=KEEP))
+        with callbacks.run(new_state()) as run:
+            run.on_step(0, after(0))
+            assert asking.wait(30)
+            evaluation = threading.Thread(target=run.on_eval, args=(1, {"score": 0.5}))
+            evaluation.start()
+            evaluation.join(10)
+            waits = evaluation.is_alive()
+            answer.set()
+            evaluation.join()
+            run.on_step(1, after(1))
+
+        assert not waits
+        assert cc.find(where, "best").step == 1
+
     def test_a_save_that_can_not_be_sent_is_told_and_leaves_nothing(
         self, where: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -548,6 +577,108 @@ class RemoteContract(DirectoryContract):
         second.release()
         assert (found := RemoteDirectory(where).read_run())
         assert found.run_id == "new"
+
+    def test_an_owner_whose_machine_slept_writes_nothing_before_it_looks(
+        self, where: str, machine: Machine
+    ) -> None:
+        """A machine that sleeps stops the clock by which pauses are measured."""
+        clock = FakeClock()
+        first = RemoteDirectory(where, clock)
+        first.acquire()
+        clock.wall += HELD + SLACK + 1
+        machine("second")
+        second = RemoteDirectory(where, clock)
+        second.acquire()
+
+        with pytest.raises(cc.DirectoryLocked, match="this run lost"):
+            first.write_run(RunFile("old", []))
+
+        first.release()
+        second.release()
+
+    def test_a_run_that_lost_its_directory_ends_and_decides_nothing_any_more(
+        self, where: str, machine: Machine
+    ) -> None:
+        clock, recorder = FakeClock(), Recorder()
+        calling, taken = threading.Event(), threading.Event()
+
+        def before(call: str) -> None:
+            if call == "put" and not taken.is_set():
+                calling.set()
+                taken.wait(30)
+
+        store = MemoryStore(before=before)
+        callbacks = cc.Callbacks(
+            cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(1), keep=cc.LatestN(1)),
+            store,
+            recorder,
+            drain_limit=2,
+            clock=clock,
+        )
+        machine("first")
+        first = RemoteDirectory(where)
+        others: list[RemoteDirectory] = []
+
+        def lose_it() -> None:
+            with callbacks.run(new_state()) as run:
+                run.on_step(0, after(0))
+                assert calling.wait(30)
+                clock.advance(HELD + SLACK + 1)
+                machine("second")
+                others.append(RemoteDirectory(where, clock))
+                others[0].acquire()
+                store.calls.clear()
+                taken.set()
+                for step in range(1, 9):
+                    run.on_step(step, after(step))
+                    run.wait()
+
+        with pytest.raises(cc.DirectoryLocked, match="this run lost"):
+            lose_it()
+
+        assert [e.step for e in recorder.of(cc.SaveFailed)] == [1]
+        assert {"put", "alias", "delete"} & {*store.calls} == set()
+        assert not first.is_mine
+        others[0].release()
+
+    def test_what_a_killed_reader_left_on_this_disk_goes(self, where: str) -> None:
+        train(where, 3)
+        scratch = RemoteDirectory(where).root.parent
+        for name, age in (("reading-old", 2 * 86400), ("reading-now", 0)):
+            (scratch / name / "2").mkdir(parents=True)
+            os.utime(scratch / name, (time.time() - age,) * 2)
+
+        cc.restore(where, like=new_state())
+
+        assert [p.name for p in scratch.glob("reading-*")] == ["reading-now"]
+
+    def test_ctrl_c_while_it_is_left_leaves_no_lease(
+        self, where: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        first = RemoteDirectory(where)
+        first.acquire()
+        with monkeypatch.context() as patch:
+            patch.setattr(Memory, "push", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                first.release()
+
+        assert not first.is_mine
+        assert "ckpt-lease" not in {thread.name for thread in threading.enumerate()}
+        machine("second")
+        second = RemoteDirectory(where)
+        second.acquire()
+        second.release()
+
+    def test_a_lease_that_can_not_be_read_is_held_by_somebody(
+        self, where: str, bucket: Bucket
+    ) -> None:
+        bucket.write(".ckpt_callbacks/lease/00000003.json", b"")
+
+        with pytest.raises(cc.DirectoryLocked, match="in use by process"):
+            RemoteDirectory(where).acquire()
 
     def test_what_is_evicted_stays_for_those_who_read_it(self, where: str, bucket: Bucket) -> None:
         clock = FakeClock()

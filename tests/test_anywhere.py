@@ -13,6 +13,7 @@ import ckpt_callbacks as cc
 import loops
 from ckpt_callbacks.arrival import arriving
 from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.manifest import tree_digest
 from ckpt_callbacks_mlflow import MLflowTracker
 from ckpt_callbacks_wandb import WandbTracker
 from ckpt_callbacks_wandb.testing import Fault, WandbServer
@@ -326,6 +327,64 @@ def test_a_directory_that_is_behind_stays_as_it_is_until_the_newer_one_is_whole(
 
     assert weight(state) == 5.0
     assert "newer checkpoints could not be read: the run goes on from step 1" in caplog.text
+
+
+def test_what_was_discarded_here_is_not_brought_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tracker that is to delete it may have it still."""
+    keep = cc.LatestN(3)
+    train(callbacks_in(tmp_path / "run", tracker(tmp_path), keep=keep), 4)
+    with callbacks_in(tmp_path / "run", keep=keep).run(
+        loops.new_state(), run_id=RUN, resume=1, discard_newer=True
+    ) as run:
+        assert run.next_step == 2
+
+    with callbacks_in(tmp_path / "run", tracker(tmp_path), keep=keep).run(
+        loops.new_state(), run_id=RUN, resume="anywhere"
+    ) as run:
+        assert run.next_step == 2
+
+    assert "fetched" not in caplog.text
+    assert models(tmp_path).keys() == {1}
+
+
+@pytest.mark.parametrize("until", [4, 7], ids=["still there", "evicted"])
+@pytest.mark.parametrize("kind", ["mlflow", "wandb"])
+def test_what_the_run_saved_elsewhere_is_not_replaced_by_what_it_left_behind_here(
+    kind: str, until: int, tmp_path: Path, wandb_server: WandbServer
+) -> None:
+    """This machine took step 2 before its tracker got it, and another one took it again."""
+
+    def callbacks() -> cc.Callbacks:
+        store = tracker(tmp_path) if kind == "mlflow" else WandbTracker("p")
+        return callbacks_in(tmp_path / "run", store)
+
+    train(callbacks(), 2)
+    left = {2: 0.3, 3: 0.4} if until == 7 else {2: 0.3}
+    train(callbacks_in(tmp_path / "run"), until, left)
+    assert (2 in local_steps(tmp_path / "run")) == (until == 4)
+    (tmp_path / "run").rename(tmp_path / "left behind")
+    train(callbacks(), 9, {2: 0.9})
+    elsewhere = RunDirectory(tmp_path / "run").read_record(2)
+    assert elsewhere
+    digest = tree_digest(elsewhere.files)
+    wipe(tmp_path)
+    (tmp_path / "left behind").rename(tmp_path / "run")
+
+    train(callbacks(), 11)
+
+    back = RunDirectory(tmp_path / "run").read_record(2)
+    assert back
+    assert (back.metrics["score"], back.lost) == (0.9, True)
+    if kind == "mlflow":
+        assert models(tmp_path).keys() == {2, 9, 10}
+        assert models(tmp_path)[2].params["digest"] == digest
+    else:
+        kept = {v.metadata["step"]: v for v in wandb_server.versions("p") if v.state == "COMMITTED"}
+        assert kept.keys() == {2, 9, 10}
+        assert kept[2].metadata["digest"] == digest
+    assert cc.verify(tmp_path / "run") == []
 
 
 # What is in a tracker alone

@@ -145,12 +145,24 @@ with callbacks.run({"w": np.zeros(1000)}) as run:
     state = run.state
     print(run.should_stop, run.next_step)
     run.on_step(run.next_step, state)
+print(len(store.copies))
 """
-    with loop(tmp_path / "run", after=after) as process:
+    slow = """
+from ckpt_callbacks.testing import MemoryStore
+
+class Slow(MemoryStore):
+    def put(self, checkpoint, aliases):
+        never.wait(0.3)
+        return super().put(checkpoint, aliases)
+
+store = Slow()
+"""
+    with loop(tmp_path / "run", before=slow, store="store,", after=after) as process:
         process.send_signal(signal.SIGTERM)
         code, out, err = end(process)
 
-    assert (code, out) == (0, "last 5\nTrue 6\n"), err
+    # What is left of the grace time is for trackers, too.
+    assert (code, out) == (0, "last 5\nTrue 6\n2\n"), err
     assert local_steps(tmp_path / "run") == {5, 6}
 
 
@@ -275,6 +287,38 @@ def test_a_run_is_told_though_the_one_around_it_was_left_before(tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     told = "left\nTrue ['.ckpt_callbacks', '0', '1']\n"
+    assert (done.returncode, done.stdout) == (0, told), done.stderr
+
+
+TOGETHER = NESTED.replace(
+    "first.__exit__(None, None, None)\nsecond.__exit__(None, None, None)\nprint",
+    "[run.on_step(0, {'w': np.ones(1000)}) for run in (first, second)]\nprint",
+).replace(
+    "threading.Event().wait()",
+    """for run in (first, second):
+    run.on_step(1, {'w': np.ones(1000)})
+print([run.should_stop for run in (first, second)], flush=True)
+second.__exit__(None, None, None)
+first.__exit__(None, None, None)
+print([sorted(os.listdir(f"{sys.argv[1]}/{name}")) for name in ("first", "second")], flush=True)""",
+)
+BETWEEN = """between = signal.getsignal(signal.SIGTERM)
+signal.signal(signal.SIGTERM, lambda number, frame: between(number, frame))
+second = enter("second")
+"""
+
+
+@pytest.mark.parametrize("between", ["second = enter('second')\n", BETWEEN])
+def test_of_two_runs_at_a_time_both_save_their_last_step(between: str, tmp_path: Path) -> None:
+    """Also where a handler of the user's own, set between the two, calls that of the first."""
+    code = TOGETHER.replace(
+        'first, second = enter("first"), enter("second")\n', f'first = enter("first")\n{between}'
+    )
+    command = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    saved = "['.ckpt_callbacks', '0', '1']"
+    told = f"left\n[True, True]\n[{saved}, {saved}]\n"
     assert (done.returncode, done.stdout) == (0, told), done.stderr
 
 

@@ -208,6 +208,32 @@ def test_a_request_is_there_until_it_is_applied(tmp_path: Path) -> None:
     directory.release()
 
 
+def test_a_request_that_can_not_be_read_now_is_applied_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one in object storage that does not answer. It is told of once."""
+    directory = RunDirectory(tmp_path)
+    directory.acquire()
+    submit(directory, Pinned(7, pinned=True))
+    applied: list[Request] = []
+    inbox = Inbox(directory, threading.Lock(), lambda request: None, applied.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "read_posted", _refuse)
+        inbox.look()
+        inbox.look()
+    assert applied == []
+
+    inbox.look()
+
+    assert applied == [Pinned(7, pinned=True)]
+    assert caplog.text.count("503 Slow Down") == 1
+    directory.release()
+
+
+def _refuse(*_: object) -> str:
+    raise OSError("503 Slow Down")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

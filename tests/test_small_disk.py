@@ -80,6 +80,39 @@ def test_every_store_that_is_to_have_it_has_it_before(tmp_path: Path) -> None:
     assert local_steps(tmp_path / "run") == {1, 4, 5}
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_the_only_copy_stays_in_a_store_that_keeps_less(several: bool, tmp_path: Path) -> None:
+    """A tracker that keeps the best only may have the only copy when a better one comes."""
+    others = [MemoryStore("also", keep=cc.LatestN(1))] * several
+    best = MemoryStore("best", keep=cc.BestN(1, "score", mode="max", pending=0))
+    keep = cc.LatestN(3) | cc.BestN(1, "score", mode="max", pending=0)
+
+    def callbacks() -> cc.Callbacks:
+        return callbacks_in(tmp_path / "run", best, *others, keep=keep, **ONE)
+
+    train(callbacks(), 3, {1: 0.5})
+    assert 1 not in local_steps(tmp_path / "run")
+    train(callbacks(), 4, {3: 0.9})
+
+    assert [row.step for row in cc.checkpoints(tmp_path / "run")] == [1, 2, 3]
+    held = [step for store in (best, *others) for step in store.copies]
+    assert (held.count(1), held.count(0)) == (1, 0)
+    assert best.aliases == {"best": 3, "last": 3}
+    train(callbacks(), 5)
+    assert [row.step for row in cc.checkpoints(tmp_path / "run")] == [2, 3, 4]
+    assert set(best.copies) == {3}
+
+
+def test_a_step_that_is_in_a_store_alone_may_lack_its_evaluation(tmp_path: Path) -> None:
+    store = MemoryStore()
+    keep = cc.BestN(2, "score", mode="max", pending=3)
+    train(callbacks_in(tmp_path / "run", store, keep=keep, **ONE), 3)
+    assert local_steps(tmp_path / "run") == {2}
+
+    with callbacks_in(tmp_path / "run", store, keep=keep, **ONE).run(new_state()) as run:
+        assert run.unmeasured == [0, 1, 2]
+
+
 class Linking(MemoryStore):
     """One whose copies are the same bytes."""
 
@@ -92,6 +125,27 @@ def test_a_copy_that_shares_its_bytes_is_not_enough(tmp_path: Path) -> None:
     train(callbacks_in(tmp_path / "run", Linking(), **ONE), 6, SCORES)
 
     assert local_steps(tmp_path / "run") == {1, 4, 5}
+
+
+@pytest.mark.parametrize("which", [1, "best"])
+def test_what_leaves_the_disk_while_it_is_read_is_read_from_the_store(
+    which: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, lend = MemoryStore(), RunDirectory.lend
+    train(callbacks_in(tmp_path / "run", store), 6, SCORES)
+    assert local_steps(tmp_path / "run") == {1, 4, 5}
+
+    def leaving(directory: RunDirectory, record: Record, *rest: Any, **options: Any) -> Any:
+        monkeypatch.setattr(RunDirectory, "lend", lend)
+        train(callbacks_in(tmp_path / "run", store, **ONE), 6)
+        assert local_steps(tmp_path / "run") == {5}
+        return lend(directory, record, *rest, **options)
+
+    monkeypatch.setattr(RunDirectory, "lend", leaving)
+
+    found = cc.restore(tmp_path / "run", like=new_state(), which=which, stores=[store])
+
+    assert float(found["model"]["w"][0, 0]) == 2.0
 
 
 def test_what_is_pinned_stays(tmp_path: Path) -> None:

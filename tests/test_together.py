@@ -20,6 +20,7 @@ class Client:
 
     def __init__(self) -> None:
         self.kept: dict[str, str] = {}
+        self.deleted: dict[str, str] = {}
 
     def key_value_set(self, key: str, value: str) -> None:
         self.kept[key] = value
@@ -28,11 +29,13 @@ class Client:
         return [(key, value) for key, value in self.kept.items() if key.startswith(folder)]
 
     def key_value_delete(self, folder: str) -> None:
-        """Nobody looks."""
+        self.deleted |= {k: v for k, v in self.kept.items() if k.startswith(f"{folder}/")}
+        self.kept = {k: v for k, v in self.kept.items() if k not in self.deleted}
 
     def told(self, topic: str) -> list[Any]:
         """Return what was raised at a point of the run, `None` for nothing."""
-        words = [json.loads(v) for key, v in self.kept.items() if key.endswith("/word")]
+        there = {**self.deleted, **self.kept}
+        words = [json.loads(v) for key, v in there.items() if key.endswith("/word")]
         return [raised for at, _, raised in words if at == topic]
 
 
@@ -88,3 +91,36 @@ def test_what_fails_after_the_last_step_is_told_to_the_others(
         run.on_step(0, new_state())
 
     assert client.told("the last checkpoint") == [["ArithmeticError", "a function of the user's"]]
+
+
+def test_what_is_told_at_every_step_does_not_pile_up() -> None:
+    """A run may be asked at each of millions of steps, and save at none."""
+    client = Client()
+    processes = Processes(client, 0, 1, 1.0)
+
+    for step in range(12_000):
+        processes.agree(f"step {step}", lambda: False)
+
+    assert len(client.kept) < 6_000
+    assert len(client.kept) + len(client.deleted) > 12_000
+
+
+def test_a_run_without_checkpoints_has_nothing_to_do_with_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One process alone may have such a run; runs are counted alike in all."""
+    monkeypatch.setattr("ckpt_callbacks.run.here", fail)
+
+    with cc.Callbacks(Recorder()).run(new_state()) as run:
+        run.on_step(0, new_state())
+
+
+def test_a_run_whose_end_fails_has_failed(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "finish_saving", fail)
+
+    with pytest.raises(ArithmeticError), callbacks_in(tmp_path).run(new_state()):
+        pass
+
+    assert RunDirectory(tmp_path).open_run().status == "failed"

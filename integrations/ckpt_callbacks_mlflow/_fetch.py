@@ -136,7 +136,9 @@ def whole(client: MlflowClient, experiments: Sequence[str], key: str) -> dict[in
     models = search(client, experiments, f"tags.{RUN_TAG} = '{key}'") if experiments else []
     ready = [m for m in models if is_ready(m) and m.params.get("sent") == "checkpoint"]
     return {
-        step_of(m): Found(f"mlflow:/{m.model_id}", int(m.params["bytes"]))
+        step_of(m): Found(
+            f"mlflow:/{m.model_id}", int(m.params["bytes"]), m.params.get("digest", "")
+        )
         for m in sorted(ready, key=lambda m: m.creation_timestamp)
     }
 

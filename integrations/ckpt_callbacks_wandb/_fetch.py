@@ -93,7 +93,9 @@ def manifest(version: wandb.Artifact) -> Record:
 def whole(versions: Versions) -> dict[int, Found]:
     """Return what a run can go on from, by step: all that was sent, and not a part of it."""
     return {
-        step: Found(f"wandb:{version.qualified_name}", version.size)
+        step: Found(
+            f"wandb:{version.qualified_name}", version.size, version.metadata.get("digest", "")
+        )
         for step, version in versions.own().items()
         if version.metadata.get("sent", "checkpoint") == "checkpoint"
     }
