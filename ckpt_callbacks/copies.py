@@ -89,7 +89,7 @@ class Copies:
             if known is not None:
                 for step, record in book.records().items():
                     if store in record.copies:
-                        self.deleted(step)
+                        self.deleted(step, f"{store} has it no longer")
                 self._alias({})
             book.write_run(stores={**book.run.stores, store: dict(refs)})
 
@@ -144,7 +144,7 @@ class Copies:
             record = self._book[step]
             self._write(record, pending(record.copies[self._store]))
 
-    def deleted(self, step: int) -> None:
+    def deleted(self, step: int, reason: str) -> None:
         """A copy is gone."""
         with self._book.mutex:
             record = self._book[step]
@@ -152,6 +152,8 @@ class Copies:
             if copies or not (record.state == "gone" or record.lost):
                 self._book.write(replace(record, copies=copies))
             else:
+                if record.state == "complete":  # else this was noted when its files here went
+                    self._book.write_evicted(record, reason)
                 self._book.forget(step)
             self._book.note("gone", self._store, record)
 

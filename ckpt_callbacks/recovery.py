@@ -19,6 +19,7 @@ from ckpt_callbacks.errors import (
     CorruptCheckpoint,
     UsageError,
 )
+from ckpt_callbacks.failpoints import hit
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.manifest import seal, verify
 from ckpt_callbacks.policy import Resume
@@ -265,7 +266,9 @@ def _fetch_back(ledger: Ledger, record: Record, repair: Repair) -> None:
     if not record.files or not repair(record, new):
         raise not_here(ledger.directory, record)
     seal(new)
+    hit("copy-brought")
     ledger.directory.take_in(record.step, new)
+    hit("copy-taken-in")
     ledger.lost(record.step, lost=False)
 
 

@@ -251,8 +251,11 @@ class Saver:
                 hit("record-evicted")
                 self._hooks.emit(Evicted("local", step, reason))
         for step in ledger.spare():
+            hit("leaving-begins")
             if ledger.let_go(step):
+                hit("record-left")
                 directory.to_trash(step)
+                hit("left-for-trash")
                 self._hooks.emit(Evicted("local", step, "the stores that keep it have it"))
         directory.empty_trash()
         hit("trash-emptied")

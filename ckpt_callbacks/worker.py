@@ -329,7 +329,7 @@ class Worker:
                 hit("delete-begins")
                 gone = self._call.delete(step) is not False
                 hit("deleted")
-                copies.deleted(step)
+                copies.deleted(step, reason)
                 hit("record-deleted")
                 if gone:
                     self._hooks.emit(Evicted(name, step, reason))

@@ -24,7 +24,7 @@ _MLFLOW = [
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--all-hits", action="store_true", help="kill at every hit of every failpoint: 20 minutes"
+        "--all-hits", action="store_true", help="kill at every hit of every failpoint: 40 minutes"
     )
     parser.addoption(
         "--machine-runs", type=int, default=100, help="runs of the state machine, 50 steps each"

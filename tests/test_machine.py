@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,23 @@ import strategies
 from ckpt_callbacks import failpoints, orbax_io
 from ckpt_callbacks.artifacts import Spool
 from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.errors import CheckpointNotFound
 from ckpt_callbacks.events import Saved
 from ckpt_callbacks.hooks import Hooks
 from ckpt_callbacks.ledger import Ledger
 from ckpt_callbacks.metrics import MetricLog
 from ckpt_callbacks.policy import Candidate, KeepPolicy, Resume
-from ckpt_callbacks.recovery import choose, recover
-from ckpt_callbacks.retention import LatestN, narrow
+from ckpt_callbacks.record import Record
+from ckpt_callbacks.recovery import choose, copy_from, recover
+from ckpt_callbacks.retention import Decision, LatestN, narrow
 from ckpt_callbacks.saver import Saver
+from ckpt_callbacks.situation import candidate
 from ckpt_callbacks.stores import RunInfo
 from ckpt_callbacks.testing import FakeClock, MemoryStore, Recorder
 from ckpt_callbacks.worker import Worker
+
+small_disks = st.one_of(st.none(), st.just(LatestN(1)), strategies.policies)
+"""What the directory holds of what is kept; all if `None`."""
 
 
 class Killed(BaseException):
@@ -63,8 +70,14 @@ class FakeSave:
 
 
 class Machine(RuleBasedStateMachine):
-    @initialize(policy=strategies.policies, own=st.none() | strategies.policies)
-    def begin(self, policy: KeepPolicy, own: KeepPolicy | None) -> None:
+    @initialize(
+        policy=strategies.policies,
+        own=st.none() | strategies.policies,
+        here=small_disks,
+    )
+    def begin(
+        self, policy: KeepPolicy, own: KeepPolicy | None, here: KeepPolicy | None = None
+    ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="machine-"))
         self.services = [
             MemoryStore("one"),
@@ -73,9 +86,12 @@ class Machine(RuleBasedStateMachine):
         self.services[1].exact = True
         self.clock = FakeClock()
         self.policy = policy
+        self.here = here
         self.directory: RunDirectory | None = None
         self.step = -1
         self.acknowledged = -1
+        self.taken: set[int] = set()
+        """Steps of which somebody has removed a copy, since they were saved."""
         self.open()
 
     def open(self, resume: Resume = "last") -> None:
@@ -87,9 +103,11 @@ class Machine(RuleBasedStateMachine):
         hooks = Hooks([self.recorder])
         directory.acquire()
         policies = {s.name: s.keep for s in self.services}
-        self.ledger = Ledger(directory, self.policy, stores=policies, now=self.clock.time)
+        self.ledger = Ledger(
+            directory, self.policy, stores=policies, now=self.clock.time, here=self.here
+        )
         recover(self.ledger)
-        resumed = choose(self.ledger, resume, True, lambda record, into: False)
+        resumed = self.chosen(resume)
         self.step = resumed.step if resumed else -1
         self.saver = Saver(self.ledger, hooks, lambda: None)
         if self.ledger.run.rewound is not None:
@@ -100,6 +118,23 @@ class Machine(RuleBasedStateMachine):
         self.workers = [
             Worker(s, self.info(s), self.ledger, log, files, hooks) for s in self.services
         ]
+
+    def chosen(self, resume: Resume) -> Record | None:
+        """Return what to go on from: if need be once the services are well, or from another."""
+        places = [(service, self.info(service)) for service in self.services]
+        select = partial(choose, self.ledger, repair=partial(copy_from, places))
+        try:
+            return select(resume, True)
+        except CheckpointNotFound:
+            for service in self.services:
+                service.down = False
+        try:
+            return select(resume, True)
+        except CheckpointNotFound:  # somebody has removed the last copy
+            if resume == "last":
+                assert not any(map(self.is_held, self.ledger.known()))
+                self.acknowledged = -1
+            return select(None if resume == "last" else "last", True)
 
     def info(self, service: MemoryStore) -> RunInfo:
         return RunInfo(self.ledger.run_id, "run", {}, self.root, {})
@@ -119,6 +154,7 @@ class Machine(RuleBasedStateMachine):
     def save(self, metrics: dict[str, float]) -> None:
         def body() -> None:
             self.step += 1
+            self.taken.discard(self.step)
             state = {"w": np.array([self.step])}
             assert self.saver.save(self.step, state, metrics, {}, {}) is None
             work = self.saver._work.get_nowait()
@@ -134,12 +170,30 @@ class Machine(RuleBasedStateMachine):
         def body() -> None:
             kept = self.ledger.decision().kept.keys() & self.folders()
             self.saver.evict()
-            assert kept <= self.folders()
+            left = kept - self.folders()
+            assert self.here or not left
+            assert all(self.has(self.services[0], step) for step in left)
 
         self.guarded(body)
 
     def folders(self) -> set[int]:
         return {int(p.name) for p in self.root.iterdir() if p.name.isdecimal()}
+
+    def has(self, service: MemoryStore, step: int) -> bool:
+        """Return whether a service has a whole copy of a step."""
+        return service.copies.get(step, {}).get("state/data") == np.array([step]).tobytes()
+
+    def is_whole(self, step: int) -> bool:
+        """Return whether there is a step, here or elsewhere."""
+        return step in self.folders() or any(self.has(s, step) for s in self.services)
+
+    def is_held(self, step: int) -> bool:
+        """Return whether a run can go on from what a service has, is known to have, and gives."""
+        record = self.ledger.record(step)
+        assert record
+        known = [n for n, copy in record.copies.items() if copy.state == "confirmed"]
+        there = [s for s in self.services if s.name in known and self.has(s, step)]
+        return self.here is not None and not all(service.down for service in there)
 
     @rule(which=st.integers(0, 1), times=st.integers(1, 6))
     def work(self, which: int, times: int) -> None:
@@ -149,8 +203,9 @@ class Machine(RuleBasedStateMachine):
                 kept = self.ledger.decision().kept.keys()
                 held = service.copies.keys() & kept
                 self.workers[which]._round()
+                counted = self.ledger.counted()
                 by_policy = not service.keep and not any(
-                    r.lost for r in self.ledger.records().values()
+                    r.lost and r.step not in counted for r in self.ledger.records().values()
                 )
                 assert not by_policy or held <= service.copies.keys()
 
@@ -172,13 +227,13 @@ class Machine(RuleBasedStateMachine):
     @rule(back=st.integers(0, 6), pinned=st.booleans())
     def pin(self, back: int, pinned: bool) -> None:
         step = self.step - back
-        if not pinned or step in self.ledger.steps():
+        if not pinned or step in self.ledger.known():
             self.guarded(lambda: self.ledger.pin(step, pinned=pinned))
 
     @rule(back=st.integers(0, 4))
     def go_back(self, back: int) -> None:
         """Go on from an older step, or start over; a kill in between may stop half-way."""
-        steps = self.ledger.steps()
+        steps = self.ledger.counted()
         step = steps[-1 - back] if back < len(steps) else None
         self.acknowledged = min(self.acknowledged, -1 if step is None else step)
         self.guarded(lambda: self.open(step))
@@ -187,9 +242,9 @@ class Machine(RuleBasedStateMachine):
     def somebody_removes_a_folder(self, back: int) -> None:
         steps = self.ledger.steps()
         if back < len(steps):
-            removed = steps.pop(-1 - back)
-            shutil.rmtree(self.root / str(removed), ignore_errors=True)
-            self.acknowledged = min(self.acknowledged, max(steps, default=-1))
+            shutil.rmtree(self.root / str(steps[-1 - back]), ignore_errors=True)
+            left = [s for s in self.ledger.counted() if s in self.folders() or self.is_held(s)]
+            self.acknowledged = min(self.acknowledged, max(left, default=-1))
             self.guarded(self.open)
 
     @rule(back=st.integers(0, 3))
@@ -199,6 +254,7 @@ class Machine(RuleBasedStateMachine):
         free = sorted(service.copies.keys() - set(service.aliases.values()))
         if back < len(free):
             del service.copies[free[back]]
+            self.taken.add(free[back])
 
     @rule(seconds=st.floats(-500, 500))
     def move_the_clock(self, seconds: float) -> None:
@@ -239,9 +295,9 @@ class Machine(RuleBasedStateMachine):
 
         failpoints.arm(action)
 
-    @rule(policy=st.none() | strategies.policies)
-    def restart(self, policy: KeepPolicy | None) -> None:
-        self.policy = policy or self.policy
+    @rule(policy=st.none() | strategies.policies, here=small_disks)
+    def restart(self, policy: KeepPolicy | None, here: KeepPolicy | None) -> None:
+        self.policy, self.here = policy or self.policy, here
         self.guarded(self.open)
 
     @invariant()
@@ -251,6 +307,12 @@ class Machine(RuleBasedStateMachine):
         if self.acknowledged >= 0:
             assert newest is not None
             assert newest.step >= self.acknowledged
+
+    @invariant()
+    @precondition(lambda self: hasattr(self, "ledger"))
+    def what_is_kept_is_whole_somewhere(self) -> None:
+        for step in self.ledger.situation.decision.kept.keys() - self.taken:
+            assert self.is_whole(step)
 
     @invariant()
     @precondition(lambda self: hasattr(self, "ledger"))
@@ -273,7 +335,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     @precondition(lambda self: hasattr(self, "ledger"))
     def best_is_a_number(self) -> None:
-        decision = self.ledger.decision()
+        decision = self.ledger.situation.decision  # which writes nothing, so that no kill comes
         if "best" in decision.aliases:
             metrics = self.ledger.records()[decision.aliases["best"]].metrics
             assert any(map(math.isfinite, metrics.values()))
@@ -298,19 +360,26 @@ class Machine(RuleBasedStateMachine):
         self.drain()
         decision = self.ledger.decision()
         records = self.ledger.records()
-        assert self.folders() == decision.kept.keys()
+        away = {s for s in decision.kept if records[s].lost}
+        assert self.folders() == decision.kept.keys() - away
+        assert all(map(self.is_whole, away))
+        self.leaves_to_others_what_it_may(decision)
         for service in self.services:
             history = [Candidate(r.step, r.metrics, r.time) for r in records.values()]
             # A step whose folder somebody removed counts where a whole copy of it is left: one of
             # other bytes, of a save that was discarded, is no copy of it.
             held = self.ledger.situation.view(service.name).held
             lost = {s for s, r in records.items() if r.lost and not r.discarded} & held
-            there = [records[s] for s in {*self.ledger.steps(), *lost}]
+            there = [records[s] for s in {*self.ledger.counted(), *lost}]
             joint, pins = self.ledger.situation.decide(there), self.ledger.run.pins
             own = narrow(joint, self.policy, service.keep, history, pins)
-            stale = {s for n, s in service.aliases.items() if n not in own.aliases}
-            assert service.copies.keys() - stale == own.kept.keys() - stale
-            assert own.aliases.items() <= service.aliases.items()
+            # Wanted again, or removed by somebody, when the other service alone had it: it can not
+            # be sent, and what an alias names stays until the alias can move.
+            beyond = away - service.copies.keys()
+            named = {n: s for n, s in own.aliases.items() if s not in beyond}
+            stale = {s for n, s in service.aliases.items() if n not in named}
+            assert service.copies.keys() - stale == own.kept.keys() - stale - beyond
+            assert named.items() <= service.aliases.items()
         assert not list(self.directory.trash.iterdir())  # type: ignore[union-attr]
         left = {s for s, r in self.ledger.records().items() if r.state != "complete"}
         assert all(self.ledger.records()[s].copies for s in left)
@@ -319,6 +388,15 @@ class Machine(RuleBasedStateMachine):
         self.open()
         self.drain()
         assert [s.changes for s in self.services] == before
+
+    def leaves_to_others_what_it_may(self, decision: Decision) -> None:
+        """What is here is what it is to hold, the newest, and what is pinned."""
+        run, records = self.ledger.run, self.ledger.records()
+        if self.here is None or run.change:
+            return
+        history = [candidate(records[s]) for s in self.ledger.counted()]
+        own = narrow(decision, self.policy, self.here, history, run.pins)
+        assert self.folders() <= {*own.kept, max(self.folders(), default=-1)}
 
     def drain(self) -> None:
         for _ in range(2):  # a changed policy is in force once all workers are done

@@ -183,6 +183,48 @@ BUGS = [
         "if ledger.evicting(step):",
         "if step in ledger.evictable():",
     ),
+    Bug(
+        "a checkpoint leaves a small disk before that is written down",
+        KILL,
+        "test_kills.py::"
+        "test_killed_again_and_again_while_checkpoints_leave_a_small_disk_nothing_is_lost",
+        SAVER,
+        """            if ledger.let_go(step):
+                hit("record-left")
+                directory.to_trash(step)
+                hit("left-for-trash")
+""",
+        """            if step in ledger.spare():
+                directory.to_trash(step)
+                hit("left-for-trash")
+                ledger.let_go(step)
+                hit("record-left")
+""",
+    ),
+    Bug(
+        "a checkpoint leaves a small disk before every store has it",
+        MACHINE,
+        ANY_ORDER,
+        SITUATION,
+        "and all(_has(r, s) for s, decision in wanted.items() if r.step in decision.kept)",
+        "and wanted",
+    ),
+    Bug(
+        "what is pinned leaves a small disk",
+        ORBAX,
+        "test_small_disk.py::test_what_is_pinned_stays",
+        SITUATION,
+        "narrow(self.decision, self.policy, self.here, history, self.run.pinned)",
+        "narrow(self.decision, self.policy, self.here, history)",
+    ),
+    Bug(
+        "what left a small disk is forgotten once no store has it",
+        ORBAX,
+        "test_small_disk.py::test_what_left_and_is_removed_later_is_remembered_as_evicted",
+        COPIES,
+        'if record.state == "complete":  # else this was noted when its files here went',
+        "if False:",
+    ),
     # Aliases name complete copies, always
     Bug(
         "an alias moves to a copy that the store does not have yet",

@@ -1,6 +1,7 @@
 """A directory that holds less than is kept, since trackers have the rest."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.record import Record, RunFile
 from ckpt_callbacks.report import why
 from ckpt_callbacks.situation import Situation
-from ckpt_callbacks.stores import Checkpoint, Copy
+from ckpt_callbacks.stores import Checkpoint, Copy, RunInfo
 from ckpt_callbacks.testing import MemoryStore, Recorder
 from ckpt_callbacks_mlflow import MLflowTracker
 from ckpt_callbacks_wandb import WandbTracker
@@ -198,6 +199,38 @@ def test_a_run_goes_back_to_what_was_let_go(tmp_path: Path) -> None:
     listing = store.listing()
     assert listing
     assert set(listing.copies) == {1, 2, 3}
+
+
+def test_what_left_and_is_removed_later_is_remembered_as_evicted(tmp_path: Path) -> None:
+    store = MemoryStore()
+    train(callbacks_in(tmp_path / "run", store, **ONE), 3, {1: 0.5})
+    assert local_steps(tmp_path / "run") == {2}
+
+    train(callbacks_in(tmp_path / "run", store, **ONE), 6, {4: 0.7})
+
+    assert set(store.copies) == {4, 5}
+    found = why(tmp_path / "run", 1)
+    assert (found.state, found.metrics["score"]) == ("evicted", 0.5)
+    assert "score 0.5 is best #2 of" in found.reason
+    gone = [one.step for one in RunDirectory(tmp_path / "run").read_evicted()]
+    assert sorted(gone) == [0, 1, 2, 3]
+
+
+class Anew(MemoryStore):
+    """One whose run somebody has deleted, with all that it held."""
+
+    def open(self, run: RunInfo) -> Mapping[str, str]:
+        return {**super().open(run), "begun": "anew"}
+
+
+def test_what_a_tracker_alone_had_and_lost_is_remembered_as_evicted(tmp_path: Path) -> None:
+    train(callbacks_in(tmp_path / "run", MemoryStore(), **ONE), 3, {1: 0.5})
+    assert local_steps(tmp_path / "run") == {2}
+
+    train(callbacks_in(tmp_path / "run", Anew(), **ONE), 4)
+
+    found = why(tmp_path / "run", 1)
+    assert (found.state, found.reason) == ("evicted", "memory has it no longer")
 
 
 def test_a_better_one_replaces_it_in_the_store(tmp_path: Path) -> None:

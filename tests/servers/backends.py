@@ -1,8 +1,8 @@
-"""The three places where MLflow keeps its data here, and what is found there without us."""
+"""The places where MLflow keeps its data here, and what is found there without us."""
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ class Backend:
     uri: str
     files: Callable[[str], Files]
     """Returns the files below an artifact location, read past MLflow."""
-    artifacts: Path | None = None
+    artifacts: str | None = None
     """Where experiments keep their files, if that is not the server's business."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What whoever sends files there needs in its environment."""
 
     def tracker(self, name: str, **options: Any) -> MLflowTracker:
         """Return a tracker for an experiment and a registered model of this name."""
-        location = {"artifact_location": str(self.artifacts / name)} if self.artifacts else {}
+        location = {"artifact_location": f"{self.artifacts}/{name}"} if self.artifacts else {}
         everything = {"register_as": name, "tracking_uri": self.uri} | location | options
         return MLflowTracker(name, **everything)
 

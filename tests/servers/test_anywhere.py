@@ -43,7 +43,7 @@ def train(directory: Path, name: str, *plugins: object, until: int = STEPS) -> t
     return run.next_step, weights(state)
 
 
-@pytest.mark.parametrize("backend", ["server", "cloud"], indirect=True)
+@pytest.mark.parametrize("backend", ["server", "cloud", "direct"], indirect=True)
 def test_it_goes_on_from_mlflow(
     backend: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

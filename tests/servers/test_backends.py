@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ckpt_callbacks as cc
+from ckpt_callbacks.report import why
 from ckpt_callbacks.testing import TrackerContract
 from ckpt_callbacks_mlflow import MLflowTracker
 from servers.backends import Backend, faults
@@ -36,9 +37,9 @@ def new_state() -> dict[str, Any]:
     return {"w": np.zeros(1000), "deep": {"b": np.zeros((3, 3))}}
 
 
-def train(directory: Path, tracker: MLflowTracker, until: int) -> None:
+def train(directory: Path, tracker: MLflowTracker, until: int, **options: Any) -> None:
     callbacks = cc.Callbacks(
-        cc.OrbaxCheckpoint(directory, save=cc.EveryNSteps(2), keep=KEEP),
+        cc.OrbaxCheckpoint(directory, save=cc.EveryNSteps(2), keep=KEEP, **options),
         tracker,
         drain_limit=20,
     )
@@ -76,7 +77,7 @@ def test_a_run_from_its_start_to_a_late_evaluation(backend: Backend, tmp_path: P
     assert {p.name for p in directory.iterdir() if p.name.isdecimal()} == {"2", "10"}
 
 
-@pytest.mark.parametrize("backend", ["server", "cloud"], indirect=True)  # no hard links
+@pytest.mark.parametrize("backend", ["server", "cloud", "direct"], indirect=True)  # no links
 def test_a_damaged_checkpoint_is_read_from_there(backend: Backend, tmp_path: Path) -> None:
     train(tmp_path / "run", backend.tracker(f"repair-{uuid4()}"), 5)
     files = [p for p in (tmp_path / "run" / "2").rglob("*") if p.is_file()]
@@ -87,3 +88,21 @@ def test_a_damaged_checkpoint_is_read_from_there(backend: Backend, tmp_path: Pat
     restored = cc.restore(tmp_path / "run", like=new_state(), which=2)
 
     assert restored["w"][0] == 0 + 1 + 2
+
+
+@pytest.mark.parametrize("backend", ["server", "cloud", "direct"], indirect=True)  # no links
+def test_a_small_disk_leaves_all_but_the_newest_there(backend: Backend, tmp_path: Path) -> None:
+    name, directory = f"small-{uuid4()}", tmp_path / "run"
+
+    for until in (5, 11):  # it resumes
+        train(directory, backend.tracker(name), until, keep_here=cc.LatestN(1))
+        assert [p.name for p in directory.iterdir() if p.name.isdecimal()] == [f"{until - 1}"]
+
+    assert {c.step: c.where for c in cc.checkpoints(directory)} == {
+        0: ["MLflow"],
+        2: ["MLflow"],
+        10: ["local", "MLflow"],
+    }
+    best, last = (cc.restore(directory, like=new_state(), which=w) for w in ("best", "last"))
+    assert (best["w"][0], last["w"][0]) == (sum(range(3)), sum(range(11)))
+    assert why(directory, 4).state == "evicted"

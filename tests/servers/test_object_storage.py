@@ -38,6 +38,8 @@ POINTS = {
 }
 """One in each part of a save, an eviction and the rest, and at which hit; `tests/test_kills.py` has
 them all."""
+LEAVING = {"record-left": 2, "left-for-trash": 1, "objects-removed": 3}
+"""One in each part of a checkpoint's way to where a tracker alone has it."""
 
 
 @pytest.fixture(scope="session")
@@ -107,12 +109,12 @@ def test_wandb_gets_its_address_and_no_bytes(where: str, wandb_server: WandbServ
     np.testing.assert_array_equal(found["params"]["w"], after(2)["params"]["w"])
 
 
-def run(root: Path, where: str, machine: str, failpoint: str | None = None) -> int:
+def run(root: Path, where: str, machine: str, failpoint: str | None = None, *options: str) -> int:
     environment = os.environ | {"CKPT_CALLBACKS_SCRATCH": str(root / machine)}
     if failpoint:
         environment["CKPT_CALLBACKS_FAILPOINT"] = failpoint
     done = subprocess.run(
-        [sys.executable, SCRIPT, root, where],
+        [sys.executable, SCRIPT, *options, root, where],
         env=environment,
         capture_output=True,
         text=True,
@@ -127,11 +129,14 @@ def outcome(root: Path, where: str) -> dict[str, Any]:
     bucket, store = Bucket(where), FolderStore(root / "store")
     names = bucket.tree("")
     records = {n: json.loads(bucket.read(n) or b"") for n in names if "/records/" in n}
-    files = {n for r in records.values() for n in (f"{r['step']}/{f}" for f in r["files"])}
+    here = [r for r in records.values() if not r["lost"]]
+    files = {n for r in here for n in (f"{r['step']}/{f}" for f in r["files"])}
     listing = store.listing()
     assert listing is not None
     return {
-        "records": {n: (r["state"], r["metrics"], r["logged"]) for n, r in records.items()},
+        "records": {
+            n: (r["state"], r["metrics"], r["logged"], r["lost"]) for n, r in records.items()
+        },
         "other objects of checkpoints": [n for n in names if n[0] != "." and n not in files],
         "missing objects": sorted(files - names.keys()),
         "on the way": [n for n in names if n.split("/")[1] in ("trash", "inbox", "artifacts")],
@@ -142,22 +147,32 @@ def outcome(root: Path, where: str) -> dict[str, Any]:
         "files": store.files(),
         "problems": cc.verify(where),
         "weights": {
-            c.step: cc.restore(where, like={"w": np.zeros(1000)}, which=c.step)["w"].tolist()
+            c.step: weights(where, c.step, *([] if "s3" in c.where else [store]))
             for c in cc.checkpoints(where)
         },
     }
+
+
+def weights(where: str, step: int, *stores: FolderStore) -> list[float]:
+    found = cc.restore(where, like={"w": np.zeros(1000)}, which=step, stores=stores)
+    values: list[float] = found["w"].tolist()
+    return values
+
+
+def undisturbed(root: Path, settings: dict[str, str], *options: str) -> dict[str, Any]:
+    where = f"s3://{BUCKET}/{uuid4()}/plain"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        assert run(root, where, "a", None, *options) == 0
+        return outcome(root, where)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(
     settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    root, where = tmp_path_factory.mktemp("plain"), f"s3://{BUCKET}/{uuid4()}/plain"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        assert run(root, where, "a") == 0
-        found = outcome(root, where)
+    found = undisturbed(tmp_path_factory.mktemp("plain"), settings)
     assert (found["complete"], found["evicted"]) == ([1, 5], [0, 2, 3, 4])
     assert found["aliases"] == {"best": 1, "last": 5}
     assert (found["on the way"], found["missing objects"], found["problems"]) == ([], [], [])
@@ -174,3 +189,27 @@ def test_killed_it_goes_on_elsewhere_as_if_it_never_was(
     assert run(tmp_path, where, "b") == 0
 
     assert outcome(tmp_path, where) == uninterrupted
+
+
+@pytest.fixture(scope="module")
+def small(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found = undisturbed(tmp_path_factory.mktemp("small"), settings, "--small-disk")
+    assert (found["complete"], found["evicted"]) == ([1, 4, 5], [0, 2, 3])
+    assert found["aliases"] == {"best": 1, "last": 5}
+    lost = {name.rpartition("/")[2]: lost for name, (*_, lost) in found["records"].items()}
+    assert lost == {"1.json": True, "4.json": True, "5.json": False}
+    assert (found["on the way"], found["missing objects"], found["problems"]) == ([], [], [])
+    assert found["other objects of checkpoints"] == []
+    return found
+
+
+@pytest.mark.parametrize("point", LEAVING)
+def test_killed_while_a_checkpoint_leaves_the_bucket_it_goes_on_elsewhere(
+    point: str, small: dict[str, Any], where: str, tmp_path: Path
+) -> None:
+    killed = run(tmp_path, where, "a", f"{point}:{LEAVING[point]}", "--small-disk")
+    assert killed == -signal.SIGKILL
+    run(tmp_path, where, "a", f"{point}:1", "--small-disk")
+    assert run(tmp_path, where, "b", None, "--small-disk") == 0
+
+    assert outcome(tmp_path, where) == small
