@@ -4,7 +4,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 import ckpt_callbacks as cc
 from distributed.launch import PATIENCE
@@ -13,9 +17,19 @@ from loops import local_steps
 EXAMPLES = Path(__file__).parents[2] / "examples" / "distributed"
 
 
-def started(script: str, directory: Path, steps: int) -> subprocess.Popen[str]:
+@contextmanager
+def started(script: str, directory: Path, steps: int) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, EXAMPLES / script, "--directory", directory, "--steps", str(steps)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:  # else they hold its pipes open, and it is waited for
+                for each in psutil.Process(process.pid).children(recursive=True):
+                    each.kill()
+                process.kill()
 
 
 def test_two_processes_stop_and_one_goes_on(tmp_path: Path) -> None:
