@@ -161,6 +161,7 @@ def test_every_metric_is_in_mlflow_and_wandb_once(finished: Any) -> None:
     assert rows == list(range(401))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("framework", "kills"),
     [

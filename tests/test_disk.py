@@ -105,6 +105,7 @@ def test_however_little_space_is_left_what_is_saved_is_right_and_nothing_else_st
     assert problems(found, 7) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_wherever_a_disk_fails_for_a_while_the_next_run_leaves_all_as_it_should_be(
     how: str, tmp_path: Path
