@@ -323,7 +323,7 @@ def interrupted(at: int, count: int, interrupt: Any) -> Iterator[dict[str, Any]]
 def test_told_to_end_the_trainer_ends_after_a_whole_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int | None, last: int
 ) -> None:
-    monkeypatch.setattr(Preemption, "_told", False)
+    monkeypatch.setattr(Preemption, "_told", None)
     trainer = new_trainer(gradient_accumulation_steps=accumulation, max_steps=900)
 
     def tell() -> None:
