@@ -373,12 +373,13 @@ class Machine(RuleBasedStateMachine):
             there = [records[s] for s in {*self.ledger.counted(), *lost}]
             joint, pins = self.ledger.situation.decide(there), self.ledger.run.pins
             own = narrow(joint, self.policy, service.keep, history, pins)
-            # Wanted again, or removed by somebody, when the other service alone had it: it can not
-            # be sent, and what an alias names stays until the alias can move.
-            beyond = away - service.copies.keys()
+            # Wanted again, or removed by somebody, when the other service alone was known to have
+            # it whole, also since a deletion here was cut: it can not be sent, and what an alias
+            # names stays until the alias can move.
+            beyond = away - held
             named = {n: s for n, s in own.aliases.items() if s not in beyond}
             stale = {s for n, s in service.aliases.items() if n not in named}
-            assert service.copies.keys() - stale == own.kept.keys() - stale - beyond
+            assert service.copies.keys() - stale - beyond == own.kept.keys() - stale - beyond
             assert named.items() <= service.aliases.items()
         assert not list(self.directory.trash.iterdir())  # type: ignore[union-attr]
         left = {s for s, r in self.ledger.records().items() if r.state != "complete"}

@@ -176,14 +176,6 @@ BUGS = [
         "shutil.rmtree(path)",
     ),
     Bug(
-        "an eviction begins before it is written down",
-        KILL,
-        f"{KILLED_AT}[moved-to-trash]",
-        SAVER,
-        "if ledger.evicting(step):",
-        "if step in ledger.evictable():",
-    ),
-    Bug(
         "a checkpoint leaves a small disk before that is written down",
         KILL,
         "test_kills.py::"

@@ -95,6 +95,8 @@ def train(callbacks: cc.Callbacks, steps: int) -> bool:
             if step % 50 == 0:
                 run.on_eval(step, {"val_loss": evaluate(state["params"], validation)})
             run.on_step(step, state, metrics)
+            if jax.default_backend() == "cpu":  # where collectives of many steps at a time may hang
+                jax.block_until_ready(state)
             if run.should_stop:  # in all processes after the same step
                 break
     if jax.process_index() == 0:
