@@ -61,8 +61,8 @@ def name_run(
 
     Raises:
         ConfigError: it is the directory of another run, or of somebody else.
-        CheckpointNotFound: nothing was found, and not all could be asked or read, so it is not
-            known whether the run has begun.
+        CheckpointNotFound: the newest one is in a store that does not give it; or nothing was
+            found, and not all could be asked or read, so it is not known whether the run has begun.
     """
     if run_id is None:
         return resume
@@ -123,7 +123,7 @@ def _find_newest(
         (c for c in there if c.step > here and not _is_to_go(records.get(c.step), c.store)),
         key=lambda c: -c.step,
     )
-    found, failed = _first_whole(directory, newer)
+    found, failed, absent = _first_whole(directory, newer)
     if found:
         candidate, record = found
         here = candidate.step
@@ -135,6 +135,16 @@ def _find_newest(
             run_id,
             here,
             candidate.store.title,
+        )
+    elif absent:
+        instead = (
+            f"resume='last' goes on from step {here}, which is here"
+            if here >= 0
+            else "to go on without it, delete it there"
+        )
+        raise CheckpointNotFound(
+            f"run {run_id} can not go on in {directory.root}: {'; '.join(failed)}. Start again "
+            f"when step {absent} can be fetched; {instead}"
         )
     elif here < 0:
         _refuse_to_begin(directory, run_id, failed, silent)
@@ -153,16 +163,25 @@ def _find_newest(
 
 def _first_whole(
     directory: RunDirectory, candidates: Sequence[_Candidate]
-) -> tuple[tuple[_Candidate, Record] | None, list[str]]:
-    """Return the first checkpoint that could be brought here, and what is wrong with the others."""
+) -> tuple[tuple[_Candidate, Record] | None, list[str], int | None]:
+    """Return the first checkpoint that could be brought here, and what is wrong with the others.
+
+    A step whose copies are all damaged is passed over. One that a store has just listed and does
+    not give may be had tomorrow, and nothing older is taken instead: that step is returned.
+    """
     failed: list[str] = []
+    absent: int | None = None
     for candidate in candidates:
+        if absent is not None and candidate.step < absent:
+            break
         try:
-            return (candidate, _fetched(directory, candidate)), failed
+            return (candidate, _fetched(directory, candidate)), failed, None
         except (CorruptCheckpoint, CheckpointNotFound, RecordError, UsageError) as error:
             failed.append(f"{candidate}: {error}")
             logger.error("%s. Another copy is looked for", failed[-1])
-    return None, failed
+            if isinstance(error, CheckpointNotFound):
+                absent = candidate.step
+    return None, failed, absent
 
 
 def _refuse_to_begin(

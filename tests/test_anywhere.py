@@ -213,6 +213,43 @@ def test_a_run_of_which_nothing_can_be_read_does_not_begin_anew(tmp_path: Path) 
     assert not (tmp_path / "run" / ".ckpt_callbacks" / "run.json").exists()
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_newest_one_that_does_not_arrive_is_waited_for_and_not_left_behind(
+    behind: bool, tmp_path: Path
+) -> None:
+    train(callbacks_in(tmp_path / "run", tracker(tmp_path)), 2)
+    if behind:
+        shutil.copytree(tmp_path / "run", tmp_path / "old")
+    train(callbacks_in(tmp_path / "run", tracker(tmp_path)), 4)
+    wipe(tmp_path)
+    if behind:
+        (tmp_path / "old").rename(tmp_path / "run")
+    files = Path(models(tmp_path)[3].artifact_location, "checkpoint")
+    files.rename(tmp_path / "away")
+
+    other = "resume='last' goes on from step 1" if behind else "without it, delete it there"
+    with pytest.raises(cc.CheckpointNotFound, match=f"(?s)step 3 of MLflow.*Start again.*{other}"):
+        train(callbacks_in(tmp_path / "run", tracker(tmp_path)), 6)
+    assert models(tmp_path).keys() == {2, 3}
+
+    (tmp_path / "away").rename(files)
+    with callbacks_in(tmp_path / "run", tracker(tmp_path)).run(
+        loops.new_state(), resume="anywhere", run_id=RUN
+    ) as run:
+        assert run.next_step == 4
+
+
+def test_what_does_not_arrive_from_one_tracker_is_taken_from_the_other(
+    tmp_path: Path, wandb_server: WandbServer
+) -> None:
+    train(both(tmp_path), 4)
+    wipe(tmp_path)
+    shutil.rmtree(Path(models(tmp_path)[3].artifact_location, "checkpoint"))
+
+    with both(tmp_path).run(loops.new_state(), resume="anywhere", run_id=RUN) as run:
+        assert run.next_step == 4
+
+
 @pytest.mark.parametrize("send", ["weights", "reference"])
 def test_a_part_of_a_checkpoint_is_none_to_go_on_from(
     send: Any, tmp_path: Path, wandb_server: WandbServer
