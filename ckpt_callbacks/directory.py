@@ -522,8 +522,12 @@ class RunDirectory:
         yield self.path(record.step), record.files if check else {}
 
     def damage(self, record: Record) -> Iterator[str]:
-        """Yield what is wrong with each damaged file of a checkpoint."""
-        yield from damage(self.path(record.step), record.files)
+        """Yield what is wrong with each damaged file of a checkpoint, or with all of it."""
+        path = self.path(record.step)
+        if path.is_dir():
+            yield from damage(path, record.files)
+        else:
+            yield f"{path} is not there"
 
     def take_in(self, step: int, whole: Path) -> None:
         """Let a checkpoint that came from elsewhere be that of `step`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from ckpt_callbacks.text import suggestion
+from ckpt_callbacks.text import closest
 
 __all__ = ["nearby"]
 
@@ -15,9 +16,8 @@ def nearby(root: Path) -> str:
     """Return what to do instead, as the end of a message; nothing if nothing is known."""
     try:
         if not root.is_dir():
-            there = {path.name for path in root.parent.iterdir() if _is_run(path)}
-            place = "" if str(root.parent) == "." else f"{root.parent}/"
-            return suggestion(root.name, there, of=place)
+            meant = _meant(root, _is_run)
+            return f". Did you mean {meant}?" if meant else ""
         if _is_run(root.parent) and root.name.isdecimal():
             return f". It is a checkpoint of the run directory {root.parent}"
         children = sorted(path for path in root.iterdir() if path.is_dir())
@@ -31,6 +31,17 @@ def nearby(root: Path) -> str:
             f". Are these checkpoints of Orbax? `ckpt-callbacks adopt {root} NEW` takes them over"
         )
     return ""
+
+
+def _meant(path: Path, fits: Callable[[Path], bool]) -> Path | None:
+    """Return the folder whose path is the nearest, part by part; the last part is one that fits."""
+    if path.is_dir():
+        return path
+    if path.parent == path:
+        return None
+    folder = _meant(path.parent, Path.is_dir)
+    name = folder and closest(path.name, {there.name for there in folder.iterdir() if fits(there)})
+    return folder / name if folder and name else None
 
 
 def _is_run(path: Path) -> bool:

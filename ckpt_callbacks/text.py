@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from typing import Any
 
-__all__ = ["as_text", "columns", "counted", "listed", "suggestion"]
+__all__ = ["as_text", "closest", "columns", "counted", "listed", "suggestion"]
 
 _SHOWN = 12
 """How many steps a message names."""
@@ -57,7 +57,12 @@ def suggestion(
             return ""
         nearest = min(steps, key=lambda step: (abs(step - wanted), step))
         return f". The nearest is {nearest}"
+    close = closest(str(wanted), names)
+    return f". Did you mean {of}{close}?" if close else ""
+
+
+def closest(wanted: str, names: Collection[str]) -> str | None:
+    """Return the name that may have been meant; `None` if none is close."""
     import difflib
 
-    close = difflib.get_close_matches(str(wanted), names, 1, 0.65)
-    return f". Did you mean {of}{close[0]}?" if close else ""
+    return next(iter(difflib.get_close_matches(wanted, names, 1, 0.65)), None)

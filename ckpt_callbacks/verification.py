@@ -66,4 +66,4 @@ def _problems(
         and not is_away(now)
         and (now.state, now.discarded, now.files) == ("complete", "", record.files)
     )
-    return problems if same else []
+    return list(dict.fromkeys(problems)) if same else []

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,6 +300,23 @@ def test_damage_is_a_problem_and_not_a_wrong_use(tmp_path: Path) -> None:
     assert "3.json is not JSON" in invoke("doctor run").output
 
 
+def test_a_checkpoint_that_was_removed_is_one_problem(tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "run" / "3")
+
+    assert as_json("verify run", exit_code=1)["problems"] == [
+        {"step": 3, "text": f"{tmp_path}/run/3 is not there"}
+    ]
+
+
+def test_each_part_of_a_path_may_be_misspelt(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "run").rename(tmp_path / "runs" / "digits")
+
+    assert "Did you mean runs/digits?" in invoke("ls rns/digts").output
+    assert f"Did you mean {tmp_path}/runs/digits?" in invoke(f"ls {tmp_path}/rnus/digits").output
+    assert "mean" not in invoke("ls elsewhere/digits").output
+
+
 def found_by_the_doctor(status: str) -> dict[str, str]:
     result = invoke("doctor run --json")
     found = json.loads(result.stdout)
@@ -348,6 +366,16 @@ def test_the_doctor_finds_what_is_set_wrong(
     assert problems["settings"].endswith("Did you mean offline?")
     assert "ranks by 'scroe', which no checkpoint has" in problems["policy"]
     assert problems["policy"].endswith("Did you mean score?")
+
+
+def test_the_doctor_expects_no_key_of_a_run_that_is_offline(tmp_path: Path) -> None:
+    (tmp_path / "store" / "no-key").touch()
+    root = RunDirectory("run")
+    for record in root.read_records().values():
+        staged = {name: replace(copy, state="staged") for name, copy in record.copies.items()}
+        root.write_record(replace(record, copies=staged))
+
+    assert found_by_the_doctor("warning")["Folder"] == "there is no key"
 
 
 def test_the_doctor_compares_the_disk_with_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def checks(directory: Path | None) -> Iterator[Check]:
         return
     yield from _directory(root, run, records, damaged)
     yield from _policy(root, run, records)
-    yield from _stores(root, run)
+    yield from _stores(root, run, records)
 
 
 def _machine() -> Iterator[Check]:
@@ -178,7 +178,7 @@ def _most(policy: KeepPolicy) -> int | None:
     return total
 
 
-def _stores(root: RunDirectory, run: RunFile) -> Iterator[Check]:
+def _stores(root: RunDirectory, run: RunFile, records: dict[int, Record]) -> Iterator[Check]:
     made = {store.name: store for store in stores_of(run)}
     for name, known in run.stores.items():
         title = known.get("title", name)
@@ -187,7 +187,8 @@ def _stores(root: RunDirectory, run: RunFile) -> Iterator[Check]:
             text = "it can not be made again here, so only the run itself sends to it"
             yield Check(title, "warning", text)
         elif what := store.missing():
-            yield Check(title, "problem", what)
+            offline = {r.copies[name].state for r in records.values() if name in r.copies}
+            yield Check(title, "warning" if offline == {"staged"} else "problem", what)
         else:
             yield _asked(title, partial(store.ping, info_of(root, run, name, None)))
 
