@@ -161,7 +161,7 @@ class Run(Generic[S]):
                     unsent = self._close(saves.engine, status, self._terms.drain_limit)
         finally:
             self._preemption.stop()
-        self._hooks.emit(RunEnded(status, unsent))
+            self._hooks.emit(RunEnded(status, unsent))
         if kind is None:
             self._raise_stopped()
 

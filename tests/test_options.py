@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 import ckpt_callbacks as cc
 from ckpt_callbacks import orbax_io
+from ckpt_callbacks.engine import Engine
 from ckpt_callbacks.policy import AnyOf, as_policy
 from ckpt_callbacks.testing import FakeClock, MemoryStore, Recorder
 from loops import KEEP, callbacks_in, local_steps, new_state, train
@@ -107,6 +108,21 @@ def test_a_save_that_fails_in_the_background_stops_at_the_next_call(
         run.on_step(0, new_state())
         with pytest.raises(cc.SaveError, match="no space left"):
             run.wait()
+
+
+def test_a_run_is_over_also_where_ctrl_c_ends_the_wait_for_its_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(engine: Engine) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "finish_saving", interrupted)
+    recorder = Recorder()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(callbacks_in(tmp_path / "run", recorder), 1)
+
+    assert recorder.events[-1] == cc.RunEnded("killed", {})
 
 
 @pytest.mark.parametrize("event", ["on_run_started", "on_step", "on_eval", "on_saved"])

@@ -26,6 +26,7 @@ import numpy as np
 import ckpt_callbacks as cc
 
 never = threading.Event()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 {before}
 callbacks = cc.Callbacks(
     cc.OrbaxCheckpoint(sys.argv[1], save=cc.EveryNSteps(10**9) | cc.AtEnd(), keep=cc.LatestN(2)),
@@ -115,7 +116,7 @@ def train_on(directory: Path) -> None:
 
 
 def test_a_loop_that_does_not_stop_ends_with_the_grace_time(tmp_path: Path) -> None:
-    with loop(tmp_path / "run", wait="pass", obey=False, grace=0.5) as process:
+    with loop(tmp_path / "run", wait="pass", obey=False, grace=3) as process:
         process.send_signal(signal.SIGTERM)
         code, _, err = end(process)
 

@@ -86,6 +86,23 @@ def test_metrics_have_a_step_of_their_own(tmp_path: Path) -> None:
     assert b"trainer/step" in log.read_bytes()
 
 
+def test_a_mode_that_is_set_after_the_client_began_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client reads it once a process, such as in a notebook's first cell."""
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.setup()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    train(callbacks_in(tmp_path / "run", WandbTracker("digits")), 1)
+
+    (row,) = cc.checkpoints(tmp_path / "run")
+    assert row.where == ["local", "W&B (staged)"]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -83,7 +83,8 @@ def begin(
         del _opened[run_id]  # the end of an earlier run did not wait for it
         with suppress(TimeoutError):
             left.run.finish()
-    mode = options["mode"] or os.environ.get("WANDB_MODE") or "online"
+    # The client reads the variable once a process.
+    mode = options["mode"] or os.environ.get("WANDB_MODE") or None
     if mode != "offline" and not has_key():
         raise wandb.errors.UsageError(NO_KEY)
     limit = max(drain_limit, 1.0)
@@ -105,7 +106,7 @@ def begin(
                 # The same facts are in `hint` and in events.
                 silent=True,
             ),
-            **options,
+            **{**options, "mode": mode},
         )
     except wandb.errors.UsageError:
         raise  # before it began
