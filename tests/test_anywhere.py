@@ -228,7 +228,7 @@ def test_a_newest_one_that_does_not_arrive_is_waited_for_and_not_left_behind(
     files.rename(tmp_path / "away")
 
     other = "resume='last' goes on from step 1" if behind else "without it, delete it there"
-    with pytest.raises(cc.CheckpointNotFound, match=f"(?s)step 3 of MLflow.*Start again.*{other}"):
+    with pytest.raises(cc.CheckpointNotFound, match=rf"(?s)step 3 of MLflow.*Start again.*{other}"):
         train(callbacks_in(tmp_path / "run", tracker(tmp_path)), 6)
     assert models(tmp_path).keys() == {2, 3}
 

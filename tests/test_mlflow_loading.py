@@ -73,10 +73,10 @@ def test_an_address_names_a_checkpoint_that_is_on_no_disk_here(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("mlflow:/digits@champion", "MLflow has no mlflow:/digits@champion"),
-        ("mlflow:/other@best", "MLflow has no mlflow:/other@best"),
-        ("mlflow:/digits/99", "MLflow has no mlflow:/digits/99"),
-        ("mlflow:/runs/0123/7", "MLflow has no mlflow:/runs/0123/7"),
+        ("mlflow:/digits@champion", "MLflow does not give mlflow:/digits@champion"),
+        ("mlflow:/other@best", "MLflow does not give mlflow:/other@best"),
+        ("mlflow:/digits/99", "MLflow does not give mlflow:/digits/99"),
+        ("mlflow:/runs/0123/7", "MLflow does not give mlflow:/runs/0123/7"),
     ],
 )
 def test_an_address_of_nothing_is_told(tmp_path: Path, address: str, message: str) -> None:
@@ -385,7 +385,7 @@ def test_no_password_is_in_the_error_of_an_address(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     mlflow.set_tracking_uri("http://bob:hunter2@127.0.0.1:9")
 
-    with pytest.raises(cc.CheckpointNotFound, match="MLflow has no mlflow:/digits@best") as caught:
+    with pytest.raises(cc.CheckpointNotFound, match="does not give mlflow:/digits@best") as caught:
         weight("mlflow:/digits@best")
     shown = "".join(traceback.format_exception(caught.value))
     assert "hunter2" not in shown
@@ -417,6 +417,6 @@ def test_where_the_directory_holds_a_run_that_one_goes_on(tmp_path: Path) -> Non
 def test_an_address_of_nothing_ends_the_start_of_the_run(tmp_path: Path) -> None:
     callbacks = callbacks_in(tmp_path / "run", tracker(tmp_path))
 
-    with pytest.raises(cc.CheckpointNotFound, match="MLflow has no mlflow:/digits@last"):
+    with pytest.raises(cc.CheckpointNotFound, match="MLflow does not give mlflow:/digits@last"):
         train(callbacks, 3, resume="mlflow:/digits@last")
     assert not (tmp_path / "run" / ".ckpt_callbacks" / "run.json").exists()

@@ -426,7 +426,7 @@ def test_a_machine_with_an_empty_disk_goes_on(tmp_path: Path, wandb_server: Wand
     ("address", "error", "message"),
     [
         ("wandb:me/p/digits", cc.ConfigError, "is not wandb:ENTITY/PROJECT/NAME:ALIAS"),
-        ("wandb:me/p/digits:v7", cc.CheckpointNotFound, "W&B has no wandb:me/p/digits:v7"),
+        ("wandb:me/p/digits:v7", cc.CheckpointNotFound, "W&B does not give wandb:me/p/digits:v7"),
     ],
 )
 def test_an_address_of_nothing_is_an_error(

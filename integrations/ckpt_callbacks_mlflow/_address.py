@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ckpt_callbacks.errors import CheckpointNotFound, ConfigError, UsageError
+from ckpt_callbacks.errors import CheckpointNotFound, CkptCallbacksError, ConfigError, UsageError
 from ckpt_callbacks.extras import load, require
 from ckpt_callbacks.paths import Selection
 from ckpt_callbacks.record import Record
@@ -60,13 +60,15 @@ def fetch(
     require("mlflow", extra="mlflow", who=address)
     load("mlflow")
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking import get_tracking_uri
 
     set_deadlines()
     uri = cast("MLflowTracker", tracker).tracking_uri if tracker else get_tracking_uri()
     if not exists(uri):  # and is not made by looking
-        raise CheckpointNotFound(f"MLflow has no {address}: there is no database {uri}")
+        raise CheckpointNotFound(
+            f"MLflow has no {address}: there is no database {uri}. MLFLOW_TRACKING_URI names the "
+            "one to look in"
+        )
     client = MlflowClient(uri)
     try:
         model = _resolve(client, address)
@@ -74,9 +76,11 @@ def fetch(
             _check_newest(client, model, address)
         record = manifest(model, uri)
         fetch_files(model, uri, into, only, or_weights=True)
-    except MlflowException as error:
+    except (CkptCallbacksError, OSError):
+        raise
+    except Exception as error:  # MLflow's, or of the client of where the artifacts are
         # Without the cause, whose text may hold a password.
-        raise CheckpointNotFound(f"MLflow has no {address}: {redact(str(error))}") from None
+        raise CheckpointNotFound(f"MLflow does not give {address}: {redact(str(error))}") from None
     # What was measured since the record was sent.
     return replace(record, metrics={**record.metrics, **known_of(model).metrics})
 

@@ -85,7 +85,7 @@ def fetch(
         raise
     except Exception as error:  # W&B's errors have no class in common
         # Without the cause, whose text may hold what it asked with.
-        raise CheckpointNotFound(f"W&B has no {address}: {redact(str(error))}") from None
+        raise CheckpointNotFound(f"W&B does not give {address}: {redact(str(error))}") from None
     if wandb.run is not None and not wandb.run.offline and not go_on:
         try:
             wandb.run.use_artifact(version)

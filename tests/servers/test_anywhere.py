@@ -65,6 +65,33 @@ def test_it_goes_on_from_mlflow(
     assert faults(backend, name, tmp_path / "elsewhere", ALIASES, METRICS) == []
 
 
+@pytest.mark.parametrize("backend", ["direct"], indirect=True)
+@pytest.mark.parametrize("also_wandb", [False, True])
+def test_the_object_storage_behind_mlflow_is_down(
+    also_wandb: bool,
+    backend: Backend,
+    wandb_server: WandbServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, directory = f"down-{uuid4()}", tmp_path / "run"
+
+    def trackers() -> list[object]:
+        return [backend.tracker(name)] + [WandbTracker(name, artifact="model")] * also_wandb
+
+    train(directory, name, *trackers(), until=LOST_AT)
+    shutil.rmtree(directory)
+    with monkeypatch.context() as down:
+        down.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+        if also_wandb:
+            assert train(directory, name, *trackers(), until=LOST_AT)[0] == LOST_AT
+        else:
+            with pytest.raises(cc.CheckpointNotFound, match=r"(?s)Could not connect.*Start again"):
+                train(directory, name, *trackers(), until=LOST_AT)
+
+    assert train(directory, name, *trackers()) == (LOST_AT, expected_weights())
+
+
 def models(backend: Backend, name: str) -> list:  # type: ignore[type-arg]
     experiment = backend.client().get_experiment_by_name(name)
     return list(backend.client().search_logged_models([experiment.experiment_id]))
