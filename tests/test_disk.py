@@ -95,6 +95,7 @@ def test_training_goes_on_over_a_full_disk_and_saves_again_when_there_is_space(
     }
 
 
+@pytest.mark.slow
 def test_however_little_space_is_left_what_is_saved_is_right_and_nothing_else_stays(
     tmp_path: Path,
 ) -> None:

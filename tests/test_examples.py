@@ -17,6 +17,7 @@ import fine_tune
 import rl
 from ckpt_callbacks.state import leaves_of
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

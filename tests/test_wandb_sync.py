@@ -273,6 +273,7 @@ def test_a_run_holds_no_more_than_is_kept_and_one(tmp_path: Path) -> None:
     assert 0 < measures.most_bytes <= 4 * measures.size
 
 
+@pytest.mark.slow
 def test_over_many_saves_no_more_is_held_than_is_kept_and_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +524,7 @@ train(callbacks_in(Path(sys.argv[1]), Tells("p", artifact="digits")), 30, before
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "at"), [("hang", 1), ("applied", 2)])
 def test_after_a_kill_while_the_server_does_not_answer_a_resumed_run_has_every_value_once(
     tmp_path: Path, wandb_server: WandbServer, kind: Literal["hang", "applied"], at: int
