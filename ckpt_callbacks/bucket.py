@@ -18,7 +18,7 @@ from ckpt_callbacks.extras import require
 from ckpt_callbacks.record import File
 from ckpt_callbacks.stores import redact
 
-__all__ = ["Bucket", "Found", "is_bucket", "require_client"]
+__all__ = ["Bucket", "Found", "Place", "is_bucket", "require_client"]
 
 _CLIENTS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "memory": "fsspec"}
 """The package for each kind of address; `memory` is for tests, in one process."""
@@ -63,6 +63,40 @@ def require_client(who: str, address: str) -> None:
         )
 
 
+class Place:
+    """A folder in object storage, with as much of `pathlib.Path` as looking for a name needs."""
+
+    def __init__(self, fs: Any, kind: str, path: str, *, listed: bool = False) -> None:
+        self._fs, self._kind, self._path, self._listed = fs, kind, path, listed
+
+    def __str__(self) -> str:
+        return f"{self._kind}://{self._path.lstrip('/')}"
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(self._fs, self._kind, f"{self._path}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self._path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Place:
+        """The folder that it is in; itself where it is a bucket."""
+        above = self._path.rpartition("/")[0]
+        return Place(self._fs, self._kind, above) if above else self
+
+    def is_dir(self) -> bool:
+        """Return whether there is anything in it; one request, unless it was listed."""
+        return self._listed or bool(self._fs.isdir(self._path))
+
+    def iterdir(self) -> list[Place]:
+        """Return the folders in it; one request."""
+        found = self._fs.ls(self._path, detail=True)
+        paths = [str(entry["name"]).rstrip("/") for entry in found if entry["type"] == "directory"]
+        return [Place(self._fs, self._kind, path, listed=True) for path in paths]
+
+
 class Bucket:
     """The objects below an address; names are relative to it, with slashes.
 
@@ -80,6 +114,10 @@ class Bucket:
         options = _OPTIONS.get(self.kind, {})
         # A listing that is remembered would hide what others write.
         self._fs, self._root = url_to_fs(self.address, use_listings_cache=False, **options)
+
+    def place(self) -> Place:
+        """Return where it is, to look around."""
+        return Place(self._fs, self.kind, str(self._root))
 
     def read(self, name: str) -> bytes | None:
         """Return what an object holds, or `None` if there is none of that name."""

@@ -53,6 +53,7 @@ if sys.platform == "win32":
 import fcntl
 
 if TYPE_CHECKING:
+    from ckpt_callbacks.nearby import Folder
     from ckpt_callbacks.paths import Selection
 
 __all__ = ["Listed", "RunDirectory", "replace_text"]
@@ -65,6 +66,8 @@ ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 _ABANDONED = 600.0
 """Seconds after which a file that another process was writing is taken for left behind."""
 
+_TAIL = 1 << 16
+"""Bytes at the end of a file that grows, in which its last lines are."""
 _AT_ONCE = 1 << 16
 """Bytes that are read at once; nearly every record has fewer."""
 
@@ -289,7 +292,8 @@ class RunDirectory:
             from ckpt_callbacks.nearby import nearby
 
             raise ConfigError(
-                f"{self} is no run directory: it has no .ckpt_callbacks/run.json{nearby(self.root)}"
+                f"{self} is no run directory: it has no .ckpt_callbacks/run.json"
+                f"{nearby(self._place())}"
             )
         return run
 
@@ -439,7 +443,30 @@ class RunDirectory:
         path = self.meta / "evicted.jsonl"
         return path.read_text("utf-8", "replace") if path.exists() else ""
 
+    def last_lines(self, name: str) -> list[bytes]:
+        """Return the last lines of a file that grows: `metrics` or `evicted`; not all, if long."""
+        path = self.meta / f"{name}.jsonl"
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            return file.read().splitlines()
+
+    def seen(self) -> object:
+        """Return what is another once a record or the run file has changed."""
+        paths = self.records, self.meta / "run.json"
+        return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+
+    def unfit(self) -> str:
+        """Return why no run can write there, or nothing."""
+        closed = [p for p in (self.root, self.meta, self.records) if not os.access(p, os.W_OK)]
+        return f"may not be written: {', '.join(map(str, closed))}" if closed else ""
+
     # The small files, which a directory elsewhere has elsewhere
+
+    def _place(self) -> Folder:
+        return self.root
 
     def _where(self, name: str) -> str:
         return f"{self.meta}/{name}"
@@ -469,7 +496,9 @@ class RunDirectory:
 
     def posted(self) -> list[str]:
         """Return the names of the requests, oldest first."""
-        return sorted(p.name for p in self.inbox.iterdir() if p.name[0] != ".")
+        with suppress(FileNotFoundError):  # a copy of the directory may lack what was empty
+            return sorted(p.name for p in self.inbox.iterdir() if p.name[0] != ".")
+        return []
 
     def is_posted(self, name: str) -> bool:
         """Return whether a request is not applied yet."""

@@ -81,6 +81,11 @@ class Tail:
                 return content
         raise OSError(f"{self._bucket.address}/{self._folder} changes while it is read")
 
+    def last(self) -> bytes:
+        """Return the end of the content: the last piece."""
+        last = max(self._pieces(), key=lambda piece: piece[1], default=None)
+        return (last and self._bucket.read(self._name(last))) or b""
+
     def _pieces(self) -> list[tuple[int, int]]:
         names = [found.name.partition("-") for found in self._bucket.listing(self._folder)[0]]
         return [(int(start), int(end)) for start, dash, end in names if dash]

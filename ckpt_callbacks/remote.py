@@ -38,6 +38,7 @@ from ckpt_callbacks.memory import Memory
 from ckpt_callbacks.record import File, Gone, Record
 
 if TYPE_CHECKING:
+    from ckpt_callbacks.nearby import Folder
     from ckpt_callbacks.paths import Selection
 
 __all__ = ["RemoteDirectory", "copy_referenced", "is_bucket", "open_directory", "refuse_bucket"]
@@ -237,6 +238,30 @@ class RemoteDirectory(RunDirectory):
         super().log_evicted(gone)
         self.check()
         self._memory.evicted.push()
+
+    def last_lines(self, name: str) -> list[bytes]:
+        tail = {"metrics": self._memory.metrics, "evicted": self._memory.evicted}[name]
+        return tail.last().splitlines()
+
+    def seen(self) -> object:
+        return self._listing(), self._read("run.json")
+
+    def unfit(self) -> str:
+        name = f"{_META}/probe-{os.urandom(8).hex()}"
+        try:
+            created = [self.bucket.create(name, content) for content in (b"1", b"2")]
+            self.bucket.remove([name])
+        except OSError as error:
+            return f"may not be written: {error}"
+        if created == [True, False]:
+            return ""
+        return (
+            "an object that is there can be created again (the store ignores If-None-Match), so "
+            "two runs that start at once both own the directory, for up to half a minute"
+        )
+
+    def _place(self) -> Folder:
+        return self.bucket.place()
 
     def _evicted_text(self) -> str:
         return super()._evicted_text() if self._lease else self._memory.evicted.read().decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 __all__ = ["as_text", "closest", "columns", "counted", "listed", "suggestion"]
@@ -61,8 +61,10 @@ def suggestion(
     return f". Did you mean {of}{close}?" if close else ""
 
 
-def closest(wanted: str, names: Collection[str]) -> str | None:
-    """Return the name that may have been meant; `None` if none is close."""
+def closest(
+    wanted: str, names: Collection[str], fits: Callable[[str], bool] = lambda name: True
+) -> str | None:
+    """Return the name that may have been meant, of those that fit; `None` if none is close."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(wanted, names, 1, 0.65)), None)
+    return next(filter(fits, difflib.get_close_matches(wanted, names, _SHOWN, 0.65)), None)

@@ -1,5 +1,6 @@
 """What holds for every run directory, and for one in object storage, wherever that is."""
 
+import json
 import os
 import threading
 import time
@@ -9,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import ckpt_callbacks as cc
 from ckpt_callbacks.bucket import Bucket
+from ckpt_callbacks.cli import main
+from ckpt_callbacks.cli.doctor import checks
 from ckpt_callbacks.cli.listing import facts_of
 from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.lease import HELD, SLACK, Lease
@@ -78,6 +82,16 @@ def flip(bucket: Bucket, step: int) -> str:
     content[len(content) // 2] ^= 1
     bucket.write(name, bytes(content))
     return name
+
+
+def command(*line: str, exit_code: int = 0) -> str:
+    done = CliRunner().invoke(main, line)
+    assert done.exit_code == exit_code, done.output
+    return done.output
+
+
+def problems_of(where: str) -> dict[str, str]:
+    return {c.what: c.text for c in checks(where) if c.status == "problem"}
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
@@ -715,19 +729,78 @@ class RemoteContract(DirectoryContract):
         assert not bucket.tree(".ckpt_callbacks/trash")
 
     def test_the_command_line_takes_its_address(self, where: str) -> None:
-        from click.testing import CliRunner
-
-        from ckpt_callbacks.cli import main
-
         train(where, 5)
 
-        for command, text in (("ls", "latest #1"), ("verify", "all files are as recorded")):
-            done = CliRunner().invoke(main, [command, where])
-            assert (done.exit_code, text in done.output) == (0, True), done.output
+        assert "latest #1" in command("ls", where)
+        assert "all files are as recorded" in command("verify", where)
         for name, text in (("", "step 4 of"), ("/best", "step 2 of"), ("/2", "step 2 of")):
-            shown = CliRunner().invoke(main, ["show", where + name])
-            assert (shown.exit_code, text in shown.output) == (0, True), shown.output
-        wrong = CliRunner().invoke(main, ["show", f"{where}/worst"])
-        assert (wrong.exit_code, "has no checkpoint 'worst'" in wrong.output) == (2, True)
-        assert "is kept" in CliRunner().invoke(main, ["why", where, "4"]).output
-        assert CliRunner().invoke(main, ["pin", where, "2"]).exit_code == 0
+            assert text in command("show", where + name)
+        assert "has no checkpoint 'worst'" in command("show", f"{where}/worst", exit_code=2)
+        assert "is kept" in command("why", where, "4")
+        command("pin", where, "2")
+
+    def test_a_run_is_watched_from_another_machine(self, where: str, machine: Machine) -> None:
+        checkpoint = cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(1), keep=cc.LatestN(1))
+        with cc.Callbacks(checkpoint, MemoryStore()).run(new_state()) as run:
+            state = run.state
+            for step in range(3):
+                run.on_step(step, state, {"loss": 0.25})
+            run.wait()
+            machine("another")
+            shown = command("watch", where, "--once")
+            told = json.loads(command("watch", where, "--once", "--json"))
+
+        assert "in use by process" in shown
+        assert "evicted last: step 1" in shown
+        assert [row["step"] for row in told["checkpoints"]] == [2]
+
+    def test_what_changes_is_seen(self, where: str) -> None:
+        train(where, 3)
+        directory = open_directory(where)
+        before = directory.seen()
+        assert directory.seen() == before
+
+        command("pin", where, "2")
+
+        assert directory.seen() != before
+
+    def test_the_doctor_looks_at_it(self, where: str, bucket: Bucket) -> None:
+        train(where, 3)
+        before = bucket.tree("")
+
+        found = {c.what: c for c in checks(where)}
+
+        assert not [c for c in found.values() if c.status == "problem"]
+        assert where in found["directory"].text
+        assert "two checkpoints of" in found["disk"].text
+        assert bucket.tree("") == before
+
+    def test_the_doctor_tells_what_it_refuses(
+        self, where: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train(where, 3)
+
+        def overwrites(self: Bucket, name: str, content: bytes) -> bool:
+            self.write(name, content)
+            return True
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Bucket, "create", overwrites)
+            assert "ignores If-None-Match" in problems_of(where)["permissions"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Bucket, "create", _refuse)
+            assert "may not be written" in problems_of(where)["permissions"]
+        monkeypatch.setattr(Bucket, "read", _refuse)
+        assert "directory" in problems_of(where)
+
+    def test_a_misspelt_address_is_noticed(self, where: str) -> None:
+        train(where, 3)
+        above, _, name = where.rpartition("/")
+
+        def said(address: str) -> str:
+            return command("ls", address, exit_code=2)
+
+        assert f"Did you mean {where}?" in said(f"{above}/{name[:-1]}")
+        assert f"Did you mean {where}?" in said(f"{above}x/{name}")
+        assert f"checkpoint of the run directory {where}" in said(f"{where}/2")
+        assert f"There are run directories in it: {name}" in said(above)

@@ -173,7 +173,7 @@ def test_what_needs_a_local_directory_says_so(call: Callable[[str], object]) -> 
         call("s3://bucket/runs/digits")
 
 
-@pytest.mark.parametrize("command", ["watch", "doctor", "pull mlflow:/digits@best", "adopt ."])
+@pytest.mark.parametrize("command", ["pull mlflow:/digits@best", "adopt ."])
 def test_a_command_that_needs_a_local_directory_says_so(command: str) -> None:
     done = CliRunner().invoke(main, [*command.split(), "s3://bucket/runs/digits"])
     assert (done.exit_code, "in object storage" in done.output) == (2, True), done.output

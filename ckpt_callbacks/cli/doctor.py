@@ -24,6 +24,7 @@ from ckpt_callbacks.directory import RunDirectory
 from ckpt_callbacks.errors import CkptCallbacksError, RecordError
 from ckpt_callbacks.policy import KeepPolicy, leaves
 from ckpt_callbacks.record import Record, RunFile
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.report import size
 from ckpt_callbacks.retention import BestN, LatestN, policy_from_json, ranked_metrics
 from ckpt_callbacks.schedule import CustomSteps
@@ -57,21 +58,23 @@ class Check:
     text: str
 
 
-def checks(directory: Path | None) -> Iterator[Check]:
+def checks(directory: Path | str | None) -> Iterator[Check]:
     """Yield what there is to say of this machine, and of a run directory."""
     yield from _machine()
     if directory is None:
         return
-    root = RunDirectory(directory)
     damaged: list[RecordError] = []
     try:
+        root = open_directory(directory)
         run = root.open_run()
         records = root.read_records(on_damage=lambda path, error: damaged.append(error))
     except CkptCallbacksError as error:
         yield Check("directory", "problem", str(error))
         return
-    except PermissionError as error:
-        yield Check("permissions", "problem", f"{error.filename} may not be read")
+    except OSError as error:
+        closed = isinstance(error, PermissionError) and error.filename
+        text = f"{error.filename} may not be read" if closed else str(error)
+        yield Check("permissions" if closed else "directory", "problem", text)
         return
     yield from _directory(root, run, records, damaged)
     yield from _policy(root, run, records)
@@ -112,23 +115,19 @@ def _directory(
     root: RunDirectory, run: RunFile, records: dict[int, Record], damaged: list[RecordError]
 ) -> Iterator[Check]:
     owner = root.owner()
-    text = f"{root.root}, {counted(len(records), 'checkpoint')}, {state_of(run, owner)}"
+    text = f"{root}, {counted(len(records), 'checkpoint')}, {state_of(run, owner)}"
     yield Check("directory", "ok", text)
     for error in damaged:
         yield Check("directory", "problem", f"{error}; the next run makes it again")
-    closed = [path for path in (root.root, root.meta, root.records) if not os.access(path, os.W_OK)]
-    if closed:
-        yield Check("permissions", "problem", f"may not be written: {', '.join(map(str, closed))}")
-    else:
-        yield Check("permissions", "ok", "it can be written")
+    unfit = root.unfit()
+    yield Check("permissions", "problem" if unfit else "ok", unfit or "it can be written")
     away = sum(map(is_away, records.values()))
     if away:
         yield Check("directory", "ok", f"{counted(away, 'checkpoint')} only in a tracker")
     if lost := sum(record.lost for record in records.values()) - away:
         text = f"{counted(lost, 'checkpoint')} removed by somebody, and not whole in a tracker"
         yield Check("directory", "warning", text)
-    waiting = list(root.inbox.glob("*.json")) if root.inbox.exists() else []
-    if waiting and not owner:
+    if not owner and (waiting := root.posted()):
         text = f"{counted(len(waiting), 'request')} that the next run, or `sync`, applies"
         yield Check("directory", "warning", text)
 
@@ -143,13 +142,17 @@ def _policy(root: RunDirectory, run: RunFile, records: dict[int, Record]) -> Ite
             yield Check("policy", "problem", text + suggestion(name, measured))
     if run.change:
         yield Check("policy", "warning", f"{policy} is not in force until a newer one is complete")
-    free = shutil.disk_usage(root.root).free
+    free = _free(root.root)
     sizes = [record.bytes for record in records.values() if record.files]
     most = _most(policy)
     if not sizes:
         yield Check("disk", "ok", f"{size(free)} free; no checkpoint yet to say how much it needs")
         return
     one, here = max(sizes), sum(record.bytes for record in records.values() if not record.lost)
+    if root.kind != "local":
+        text = f"{size(free)} free at {root.root}, where two checkpoints of {size(one)} need room"
+        yield Check("disk", "ok" if 2 * one < free else "problem", text)
+        return
     if most is None:
         fits = int(free // one)
         status: Literal["ok", "warning"] = "ok" if fits > 10 else "warning"
@@ -160,6 +163,12 @@ def _policy(root: RunDirectory, run: RunFile, records: dict[int, Record]) -> Ite
     need = max(0, (most + 1 + len(run.pinned)) * one - here)
     text = f"{size(free)} free; {policy} needs up to {size(need)} more"
     yield Check("disk", "ok" if need < free else "problem", text)
+
+
+def _free(path: Path) -> int:
+    """Return the bytes that are free where `path` is, or will be."""
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def _most(policy: KeepPolicy) -> int | None:
@@ -202,9 +211,9 @@ def _asked(title: str, ask: Callable[[], str]) -> Check:
 
 
 @click.command(short_help="Look for what may go wrong, on this machine or with a run.")
-@click.argument("directory", type=Directory(), required=False)
+@click.argument("directory", type=Directory(buckets=True), required=False)
 @json_option
-def doctor_command(directory: Path | None, *, as_json: bool) -> None:
+def doctor_command(directory: Path | str | None, *, as_json: bool) -> None:
     """Look for what may go wrong here, and with DIRECTORY; exit with 1 if something does.
 
     Versions, plugins, credentials (present or not, never their values), settings; of DIRECTORY its

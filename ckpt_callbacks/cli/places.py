@@ -22,7 +22,6 @@ __all__ = [
     "Step",
     "as_which",
     "directory_argument",
-    "local_argument",
     "source_of",
     "step_in",
 ]
@@ -107,8 +106,6 @@ class Source(ParamType):
 
 
 directory_argument = click.argument("directory", type=Directory(buckets=True))
-local_argument = click.argument("directory", type=Directory())
-"""Of a command that looks at the files themselves."""
 
 
 def as_which(value: int | str) -> int | str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from pathlib import Path
@@ -13,8 +12,9 @@ import click
 
 from ckpt_callbacks.cli.listing import facts_of, listing
 from ckpt_callbacks.cli.output import ago, emit, json_option
-from ckpt_callbacks.cli.places import local_argument
+from ckpt_callbacks.cli.places import directory_argument
 from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.remote import open_directory
 from ckpt_callbacks.report import Summary, summarize
 
 if TYPE_CHECKING:
@@ -23,22 +23,20 @@ if TYPE_CHECKING:
 __all__ = ["watch_command"]
 
 _INTERVAL = 0.5
-"""Seconds between two looks at whether a file has changed."""
-_TAIL = 1 << 16
-"""Bytes at the end of the file of metrics, of which the last line is shown."""
+"""Seconds between two looks at whether a file has changed, of those that are on this machine."""
 
 
 @click.command(short_help="Watch a run while it goes on.")
-@local_argument
+@directory_argument
 @click.option("--rows", type=click.IntRange(min=1), help="How many checkpoints to show, at most.")
 @click.option("--once", is_flag=True, help="Show it once, as it does where there is no terminal.")
 @json_option
-def watch_command(directory: Path, rows: int | None, *, once: bool, as_json: bool) -> None:
+def watch_command(directory: Path | str, rows: int | None, *, once: bool, as_json: bool) -> None:
     """Watch the run in DIRECTORY until Ctrl-C: its newest checkpoints, and what it is doing.
 
     With --json a line is printed whenever something has changed, as ls --json prints it.
     """
-    view = _View(RunDirectory(directory), rows)
+    view = _View(open_directory(directory), rows)
     if as_json:
         _tell(view, once=once)
         return
@@ -53,7 +51,7 @@ def watch_command(directory: Path, rows: int | None, *, once: bool, as_json: boo
     stop = threading.Event()
     try:
         with Live(view.render(console.height), console=console, auto_refresh=False) as live:
-            while not stop.wait(_INTERVAL):
+            while not stop.wait(view.interval):
                 live.update(view.render(console.height), refresh=True)
     except KeyboardInterrupt:
         return
@@ -65,7 +63,7 @@ def _tell(view: _View, *, once: bool) -> None:
         while True:
             if view.has_changed():
                 emit(facts_of(view.root), "", as_json=True)
-            if once or stop.wait(_INTERVAL):
+            if once or stop.wait(view.interval):
                 return
     except KeyboardInterrupt:
         return
@@ -76,6 +74,7 @@ class _View:
 
     def __init__(self, root: RunDirectory, rows: int | None) -> None:
         self.root = root
+        self.interval = max(_INTERVAL, root.interval)
         self._rows = rows
         self._seen: object = None
         self._summary: Summary
@@ -87,7 +86,7 @@ class _View:
 
         root = self.root
         if self.has_changed():
-            self._summary = summarize(root.root)
+            self._summary = summarize(str(root))
         room = max(1, height - 10 if self._rows is None else self._rows)
         summary, run, owner = self._summary, root.open_run(), root.owner()
         table = listing(root, run, owner, summary.rows, summary.metrics, most=room)
@@ -101,18 +100,14 @@ class _View:
 
     def has_changed(self) -> bool:
         """Return whether a record was changed since this was asked last."""
-        now = [_changed(self.root.records), _changed(self.root.meta / "run.json")]
+        now = self.root.seen()
         changed, self._seen = now != self._seen, now
         return changed
 
 
-def _changed(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
 def _latest(root: RunDirectory) -> str:
     """Return the last metrics that the loop logged and a tracker does not have for sure."""
-    for line in reversed(_tail(root.meta / "metrics.jsonl")):
+    for line in reversed(root.last_lines("metrics")):
         try:
             step, at, values = json.loads(line)
         except ValueError:
@@ -125,20 +120,10 @@ def _latest(root: RunDirectory) -> str:
 
 def _evicted(root: RunDirectory) -> str:
     """Return what was evicted last."""
-    for line in reversed(_tail(root.meta / "evicted.jsonl")):
+    for line in reversed(root.last_lines("evicted")):
         try:
             gone = json.loads(line)
         except ValueError:
             continue
         return f"evicted last: step {gone['step']} ({gone['reason']})"
     return ""
-
-
-def _tail(path: Path) -> list[bytes]:
-    """Return the last whole lines of a file, if there is one."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL))
-        return file.read().splitlines()
