@@ -53,6 +53,7 @@ if sys.platform == "win32":
 import fcntl
 
 if TYPE_CHECKING:
+    from ckpt_callbacks.history import Entry
     from ckpt_callbacks.nearby import Folder
     from ckpt_callbacks.paths import Selection
 
@@ -442,6 +443,12 @@ class RunDirectory:
     def _evicted_text(self) -> str:
         path = self.meta / "evicted.jsonl"
         return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    def read_history(self) -> list[Entry]:
+        """Return what happened so far, oldest first, but for what was damaged."""
+        from ckpt_callbacks.history_file import HistoryFile
+
+        return HistoryFile(self.meta).entries()
 
     def last_lines(self, name: str) -> list[bytes]:
         """Return the last lines of a file that grows: `metrics` or `evicted`; not all, if long."""

@@ -8,12 +8,13 @@ line that a kill or a full disk cut is skipped. There are two files of 4 MiB at 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ckpt_callbacks.history import Entry, entry_from_json, entry_to_json
 
-__all__ = ["HistoryFile"]
+__all__ = ["HistoryFile", "entries_in"]
 
 logger = logging.getLogger("ckpt_callbacks")
 
@@ -36,8 +37,8 @@ class HistoryFile:
         """Add an entry."""
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                # The end of a line before it, since a kill may have cut the last one.
-                file.write(f"\n{entry_to_json(entry)}")
+                # The end of a line before it too, since a kill may have cut the last one.
+                file.write(f"\n{entry_to_json(entry)}\n")
                 full = file.tell() > MOST_BYTES
             if full:
                 self._path.replace(self._older)
@@ -48,10 +49,14 @@ class HistoryFile:
         """Return all entries, oldest first, but for those that are damaged."""
         found: list[Entry] = []
         for path in (self._older, self._path):
-            lines: list[str] = []
             with suppress(FileNotFoundError):
-                lines = path.read_text("utf-8", "replace").splitlines()
-            for line in lines:
-                with suppress(ValueError, TypeError, OverflowError):
-                    found.append(entry_from_json(line))
+                found += entries_in(path.read_bytes())
         return found
+
+
+def entries_in(content: bytes) -> Iterator[Entry]:
+    """Yield the entries of a file, but for those that are damaged."""
+    for line in content.decode(errors="replace").splitlines():
+        with suppress(ValueError, TypeError, OverflowError):
+            if line:
+                yield entry_from_json(line)

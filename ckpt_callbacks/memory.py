@@ -1,7 +1,7 @@
 """What a run remembers in files on this machine, kept in object storage too.
 
-Metrics and files that a tracker lacks, and what was evicted. An object cannot grow, so a file that
-does is kept as pieces, each named after the bytes that it holds::
+Metrics and files that a tracker lacks, what was evicted, and what happened when. An object cannot
+grow, so a file that does is kept as pieces, each named after the bytes that it holds::
 
     metrics/000000000000-000000004096
            /000000004096-000000009000
@@ -120,6 +120,8 @@ class Memory:
         self._files = f"{meta}/artifacts"
         self.metrics = Tail(bucket, f"{meta}/metrics", local / "metrics.jsonl")
         self.evicted = Tail(bucket, f"{meta}/evicted", local / "evicted.jsonl")
+        self.history = Tail(bucket, f"{meta}/history", local / "history.jsonl")
+        self._tails = {"metrics": self.metrics, "evicted": self.evicted, "history": self.history}
 
     def push(self) -> None:
         """Send what has changed."""
@@ -147,11 +149,15 @@ class Memory:
         gone = sorted(there.keys() - here.keys(), key=_describes, reverse=True)
         self._bucket.remove(f"{self._files}/{name}" for name in gone)
 
+    def last_lines(self, name: str) -> list[bytes]:
+        """Return the last lines of a file that grows, as they were sent."""
+        return self._tails[name].last().splitlines()
+
     def pull(self) -> None:
         """Fetch all of it, on a machine that has nothing."""
-        for name, tail in ("metrics.jsonl", self.metrics), ("evicted.jsonl", self.evicted):
+        for name, tail in self._tails.items():
             if content := tail.read():
-                (self._local / name).write_bytes(content)
+                (self._local / f"{name}.jsonl").write_bytes(content)
         if (state := self._bucket.read(self._state)) is not None:
             (self._local / "metrics.json").write_bytes(state)
         names = self._bucket.tree(self._files)

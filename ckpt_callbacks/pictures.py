@@ -11,7 +11,6 @@ from ckpt_callbacks.charts import picture
 from ckpt_callbacks.curves import curve_chart
 from ckpt_callbacks.errors import ConfigError
 from ckpt_callbacks.history import with_records
-from ckpt_callbacks.history_file import HistoryFile
 from ckpt_callbacks.policy import Candidate
 from ckpt_callbacks.remote import is_bucket, open_directory
 from ckpt_callbacks.report import summarize
@@ -101,8 +100,6 @@ def _overview(directory: str | os.PathLike[str]) -> Overview:
     gone = [Candidate(g.step, g.metrics, g.time) for g in evicted]
     ranked = Situation(records, run, policy, {}).curves(gone)
     past = {c.step: c for c in [*gone, *map(candidate, records.values())]}
-    # What another one left on this machine may be of an earlier run.
-    history = [] if is_bucket(directory) else HistoryFile(run_directory.meta).entries()
     others = {name for c in past.values() for name in c.metrics} - {c.metric for c in ranked}
     return Overview(
         name=run_directory.name,
@@ -122,7 +119,7 @@ def _overview(directory: str | os.PathLike[str]) -> Overview:
         ],
         curves=[*ranked, *(_curve(name, past) for name in sorted(others))],
         titles={name: known.get("title", name) for name, known in run.stores.items()},
-        history=with_records(history, records),
+        history=with_records(run_directory.read_history(), records),
         evicted=evicted,
     )
 

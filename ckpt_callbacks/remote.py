@@ -32,12 +32,14 @@ from ckpt_callbacks.errors import (
     RecordError,
 )
 from ckpt_callbacks.failpoints import hit
+from ckpt_callbacks.history_file import entries_in
 from ckpt_callbacks.lease import Card, Lease
 from ckpt_callbacks.manifest import damage, difference, files_in, seal
 from ckpt_callbacks.memory import Memory
 from ckpt_callbacks.record import File, Gone, Record
 
 if TYPE_CHECKING:
+    from ckpt_callbacks.history import Entry
     from ckpt_callbacks.nearby import Folder
     from ckpt_callbacks.paths import Selection
 
@@ -50,6 +52,8 @@ GRACE = 60.0
 nobody."""
 _ABANDONED = 86400.0
 """Seconds after which what somebody has fetched to read it is taken for left by a kill."""
+_TELL = 60.0
+"""Seconds between two times at which what happened is sent, which is for people only."""
 _META = ".ckpt_callbacks"
 _COMMITTED = "_CHECKPOINT_METADATA"
 _LAST = ("commit_success.txt", _COMMITTED)
@@ -100,6 +104,7 @@ class RemoteDirectory(RunDirectory):
         self.kind = self.bucket.kind
         self._clock = clock or Clock()
         self._memory = Memory(self.bucket, _META, self.meta)
+        self._told = self._clock.monotonic()
         self._lease: Lease | None = None
         self._cache = ""
         self._stale = False
@@ -155,6 +160,7 @@ class RemoteDirectory(RunDirectory):
             (self.meta / "cache-id").write_text(self._cache, encoding="utf-8")
         else:
             self._memory.push()  # before what was emptied grows again
+            self._tell()
         for path in self.meta.glob("reading-*"):  # of a process that was killed
             shutil.rmtree(path)
         for found in self.bucket.listing(f"{_META}/trash")[0]:
@@ -172,6 +178,7 @@ class RemoteDirectory(RunDirectory):
             if self._lease and self._ready:  # else it would be lost elsewhere too
                 self.check()
                 self._memory.push()
+                self._tell()
                 self._empty(grace=0)
         except (OSError, CkptCallbacksError) as error:
             logger.warning("%s: the next run there does what is left: %s", self, error)
@@ -195,6 +202,14 @@ class RemoteDirectory(RunDirectory):
         if self._lease is None:
             raise DirectoryLocked(f"{self} is not owned by this process")
         self._lease.check()
+
+    def _tell(self, every: float = 0.0) -> None:
+        """Send what happened, if that is due; what cannot be sent goes the next time."""
+        now = self._clock.monotonic()
+        if now - self._told >= every:
+            self._told = now
+            with suppress(OSError):
+                self._memory.history.push()
 
     # Small files
 
@@ -239,9 +254,13 @@ class RemoteDirectory(RunDirectory):
         self.check()
         self._memory.evicted.push()
 
+    def read_history(self) -> list[Entry]:
+        if self._lease:
+            return super().read_history()
+        return list(entries_in(self._memory.history.read()))
+
     def last_lines(self, name: str) -> list[bytes]:
-        tail = {"metrics": self._memory.metrics, "evicted": self._memory.evicted}[name]
-        return tail.last().splitlines()
+        return self._memory.last_lines(name)
 
     def seen(self) -> object:
         return self._listing(), self._read("run.json")
@@ -318,6 +337,7 @@ class RemoteDirectory(RunDirectory):
             self._send(step)
         self._ensure_sent(step, _sizes(path))
         self._memory.push()
+        self._tell(_TELL)
         self._saving.pop(step, None)
         self._shrink()
         return files

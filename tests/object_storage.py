@@ -18,6 +18,7 @@ from ckpt_callbacks.cli import main
 from ckpt_callbacks.cli.doctor import checks
 from ckpt_callbacks.cli.listing import facts_of
 from ckpt_callbacks.directory import RunDirectory
+from ckpt_callbacks.history_file import HistoryFile
 from ckpt_callbacks.lease import HELD, SLACK, Lease
 from ckpt_callbacks.manifest import settle
 from ckpt_callbacks.memory import Memory, Tail
@@ -289,7 +290,7 @@ class RemoteContract(DirectoryContract):
         assert "pinned" in cc.checkpoints(where)[0].reason
         left = bucket.tree(".ckpt_callbacks")
         assert {name.partition("/")[0] for name in left} == {
-            "run.json", "records", "lease", "evicted", "metrics.json", "metrics",
+            "run.json", "records", "lease", "evicted", "history", "metrics.json", "metrics",
         } - ({"metrics"} if not any(n.startswith("metrics/") for n in left) else set())  # fmt: skip
 
     def test_orbax_reads_a_copy_of_it(self, where: str, bucket: Bucket, tmp_path: Path) -> None:
@@ -740,12 +741,13 @@ class RemoteContract(DirectoryContract):
         command("pin", where, "2")
 
     def test_a_run_is_watched_from_another_machine(self, where: str, machine: Machine) -> None:
-        checkpoint = cc.OrbaxCheckpoint(where, save=cc.EveryNSteps(1), keep=cc.LatestN(1))
-        with cc.Callbacks(checkpoint, MemoryStore()).run(new_state()) as run:
+        checkpoint = cc.OrbaxCheckpoint(
+            where, save=cc.EveryNSteps(1), keep=cc.LatestN(1), synchronous=True
+        )
+        with cc.Callbacks(checkpoint).run(new_state()) as run:
             state = run.state
             for step in range(3):
                 run.on_step(step, state, {"loss": 0.25})
-            run.wait()
             machine("another")
             shown = command("watch", where, "--once")
             told = json.loads(command("watch", where, "--once", "--json"))
@@ -753,6 +755,39 @@ class RemoteContract(DirectoryContract):
         assert "in use by process" in shown
         assert "evicted last: step 1" in shown
         assert [row["step"] for row in told["checkpoints"]] == [2]
+
+    def test_the_timeline_is_drawn_on_another_machine(
+        self, where: str, machine: Machine, tmp_path: Path
+    ) -> None:
+        train(where, 5, MemoryStore())
+        here = open_directory(where)
+        machine("another")
+
+        found = open_directory(where).read_history()
+
+        assert found == HistoryFile(here.meta).entries()
+        assert {("saved", "local", 4), ("copied", "memory", 4)} <= {
+            (entry.what, entry.store, entry.step) for entry in found
+        }
+        train(where, 7, MemoryStore())  # another owner goes on with it
+        assert open_directory(where).read_history()[: len(found)] == found
+
+    def test_a_history_that_can_not_be_sent_fails_no_save(
+        self, where: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ckpt_callbacks.remote._TELL", 0.0)
+        push = Tail.push
+
+        def refuse(tail: Tail) -> None:
+            if tail._folder.endswith("/history"):
+                _refuse()
+            push(tail)
+
+        monkeypatch.setattr(Tail, "push", refuse)
+        train(where, 5)
+
+        assert committed(open_directory(where)) == [2, 4]
+        assert open_directory(where).read_history() == []
 
     def test_what_changes_is_seen(self, where: str) -> None:
         train(where, 3)
