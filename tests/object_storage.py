@@ -740,7 +740,10 @@ class RemoteContract(DirectoryContract):
         assert "is kept" in command("why", where, "4")
         command("pin", where, "2")
 
-    def test_a_run_is_watched_from_another_machine(self, where: str, machine: Machine) -> None:
+    def test_a_run_is_watched_from_another_machine(
+        self, where: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ckpt_callbacks.remote._TELL", 0.0)
         checkpoint = cc.OrbaxCheckpoint(
             where, save=cc.EveryNSteps(1), keep=cc.LatestN(1), synchronous=True
         )
@@ -751,7 +754,9 @@ class RemoteContract(DirectoryContract):
             machine("another")
             shown = command("watch", where, "--once")
             told = json.loads(command("watch", where, "--once", "--json"))
+            happened = open_directory(where).read_history()
 
+        assert ("saved", 1) in {(entry.what, entry.step) for entry in happened}
         assert "in use by process" in shown
         assert "evicted last: step 1" in shown
         assert [row["step"] for row in told["checkpoints"]] == [2]

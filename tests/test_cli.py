@@ -335,6 +335,12 @@ def test_the_doctor_finds_nothing_wrong() -> None:
     assert "jax " in fine["versions"]
 
 
+def test_the_doctor_looks_at_a_copy_without_what_was_empty(tmp_path: Path) -> None:
+    (tmp_path / "run" / ".ckpt_callbacks" / "inbox").rmdir()
+
+    assert found_by_the_doctor("problem") == {}
+
+
 def test_the_doctor_shows_no_credential(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "hidden-key")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hidden-word@host")

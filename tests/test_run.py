@@ -687,7 +687,6 @@ def test_a_copy_that_was_cut_goes_when_it_is_no_longer_wanted(tmp_path: Path) ->
 
     train(callbacks_in(tmp_path / "run", store, Listener(), keep=cc.LatestN(1)), 5, before=wait)
 
-    assert first_failed.is_set()
     assert half == set()
     assert set(store.copies) == {4}
 
